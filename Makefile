@@ -1,0 +1,79 @@
+# Every target works by itself on a fresh clone: it first makes the environment in .venv if it is not there.
+#
+#   make setup PYTHON=/path/to/python3.12                  another interpreter (3.11 or newer)
+#   make setup PLAIT_VENV_FLAGS=--system-site-packages     keep the machine's own torch (2.11 or newer), as on GPU images
+#   make test WORKERS=8                                    more test processes
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+VENV ?= .venv
+PLAIT_VENV_FLAGS ?=
+PLAIT_TORCH ?= torch==2.13.0
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.ready-docs
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: help setup demo test test-all check bench docs gpu clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "setup     the environment in $(VENV), with all that the tests need"
+	@echo "demo      a small study, trained and reported: under 10 minutes on 2 cores"
+	@echo "test      the tests; test-all adds the slow ones"
+	@echo "check     formatting, lint, types"
+	@echo "bench     operations timed against named peers"
+	@echo "docs      build the documentation and run its examples"
+	@echo "gpu       tests and timings that need a CUDA device"
+	@echo "clean     remove caches and built files; $(VENV) and runs stay"
+
+setup: $(READY)
+
+# torch comes first and alone: nothing may pull another build of it.
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "plait needs Python 3.11 or newer, and '$(PYTHON)' is not. Install one, or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(PLAIT_VENV_FLAGS) $(VENV)
+	$(BIN)/python .ci/has_torch.py || $(BIN)/python -m pip install --quiet "$(PLAIT_TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/plait study run studies/demo.yaml
+	@echo "The report is runs/demo/report.html"
+
+test: $(READY)
+	@.ci/browser
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: $(READY)
+	@.ci/browser
+	$(PYTEST) -m "not gpu"
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/plait bench ops
+
+docs: $(DOCS_READY)
+	$(BIN)/pytest tests/test_documentation.py
+	$(BIN)/sphinx-build -W --keep-going -q docs site
+	@echo "The documentation is site/index.html"
+
+gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA device: torch " + torch.__version__ + " sees none here. On a GPU image, set up with: make setup PLAIT_VENV_FLAGS=--system-site-packages")'
+	$(BIN)/pytest -m gpu
+	$(BIN)/plait bench ops --device cuda
+
+clean:
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+"""``plait``: finds the command, imports that one module, and turns errors into one sentence.
+
+Exit status: 0 done; 1 failed, with one sentence on stderr; 2 wrong arguments; 130 interrupted by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import typer
+
+from plait.errors import PlaitError
+
+#: Command name -> (module, one line of help). A module holds a function ``command`` or a typer app ``app``.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "list": ("plait.cli.list_methods", "List what exists: mixers, tasks and other methods."),
+    "show": ("plait.cli.show", "Show a method: paper, options with defaults, cost, state."),
+    "doctor": ("plait.cli.doctor", "Show versions, devices and backends, with the mend for each."),
+    "explain": ("plait.cli.explain", "Show a model layer by layer: code path, parameters, state, cost."),
+    "train": ("plait.cli.train", "Train a model from a run file; resumes where it stopped."),
+    "eval": ("plait.cli.evaluate", "Measure a model: loss, in-context recall, decode speed."),
+    "generate": ("plait.cli.generate", "Continue a prompt with a model."),
+    "study": ("plait.cli.study", "Run, plan and report a grid of trials."),
+    "bench": ("plait.cli.bench", "Time plait's operations against named peers."),
+}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from plait import __version__
+
+        typer.echo(f"plait {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Hybrid attention models: build, train, measure, compare."""
+
+
+def _not_loaded() -> None:
+    """Stands in the help for a command that this call does not use."""
+
+
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The application for one call, with only the command that ``arguments`` names imported."""
+    app = typer.Typer(
+        name="plait",
+        no_args_is_help=True,
+        rich_markup_mode=None,  # importing rich for the help page would double its time
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    app.callback()(_root)
+    invoked = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        if name != invoked:
+            app.command(name, help=summary)(_not_loaded)
+            continue
+        loaded = import_module(module)
+        if hasattr(loaded, "app"):
+            app.add_typer(loaded.app, name=name, help=summary)
+        else:
+            app.command(name)(loaded.command)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; always ends in :class:`SystemExit` with the status of this module's first lines."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        build(arguments)(args=arguments, prog_name="plait")
+    except PlaitError as error:
+        typer.echo(f"plait: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:  # before or outside a command; inside, typer makes it exit status 130
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

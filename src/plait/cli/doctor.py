@@ -1,0 +1,130 @@
+"""``plait doctor``: what this machine has, what is off, and the one command that turns it on."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+
+from plait.cli.output import print_json, print_table
+
+#: Extra -> the distribution that it adds.
+EXTRAS = {
+    "gpu": "flash-linear-attention",
+    "cluster": "ray",
+    "harness": "lm-eval",
+    "finetune": "peft",
+    "hub": "datasets",
+}
+TRACKERS = ("tensorboard", "wandb")
+
+
+def command(
+    measure: Annotated[bool, typer.Option("--measure", help="Also measure matrix products and copies.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show versions, devices and backends, with the mend for each."""
+    findings = examine()
+    if measure:
+        from plait.benchmarks.machine import ceilings
+
+        findings["ceilings"] = ceilings(device="cuda" if findings["devices"]["cuda"] else "cpu")
+    if as_json:
+        print_json(findings)
+    else:
+        _print(findings)
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def examine() -> dict[str, Any]:
+    """Versions, devices, threads, backends, extras, trackers and warnings, as plain data."""
+    import torch
+
+    from plait import ops
+
+    cuda = torch.cuda.is_available()
+    packages = ("plait", "torch", "transformers", "accelerate", "numpy")
+    return {
+        "versions": {"python": platform.python_version(), **{name: _installed(name) for name in packages}},
+        "python": sys.executable,
+        "devices": {
+            "cpu": platform.processor() or platform.machine(),
+            "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
+            "mps": torch.backends.mps.is_available(),
+        },
+        "threads": torch.get_num_threads(),
+        "backends": [
+            {"name": status.name, "available": status.available, "reason": status.reason, "mend": status.mend}
+            for status in ops.backends()
+        ],
+        "chosen": {device: list(ops.choose(device)) for device in (["cpu", "cuda"] if cuda else ["cpu"])},
+        "extras": [
+            {"name": extra, "package": package, "version": _installed(package), "mend": f'pip install "plait[{extra}]"'}
+            for extra, package in EXTRAS.items()
+        ],
+        "trackers": [{"name": name, "version": _installed(name), "mend": f"pip install {name}"} for name in TRACKERS],
+        "warnings": warnings(fla=find_spec("fla") is not None, cuda=cuda),
+    }
+
+
+def warnings(*, fla: bool, cuda: bool) -> list[str]:
+    """What would break or surprise on this machine.
+
+    Args:
+        fla: whether flash-linear-attention can be imported.
+        cuda: whether torch sees a CUDA device.
+    """
+    found = []
+    if fla and not cuda:
+        found.append(
+            "flash-linear-attention is installed but there is no CUDA device. plait's models are not affected; "
+            "transformers' own models with Gated DeltaNet layers (Qwen3-Next, OLMo-Hybrid, Kimi Linear) bind its GPU "
+            "kernels on import and fail on CPU. Mend: pip uninstall flash-linear-attention fla-core"
+        )
+    return found
+
+
+def _print(findings: dict[str, Any]) -> None:
+    for name, number in findings["versions"].items():
+        typer.echo(f"{name:<13} {number or 'not installed'}")
+    devices = findings["devices"]
+    typer.echo(f"{'cpu':<13} {devices['cpu']}, {findings['threads']} threads for torch")
+    typer.echo(f"{'cuda':<13} {', '.join(devices['cuda']) or 'none'}")
+    typer.echo(f"{'mps':<13} {'yes' if devices['mps'] else 'none'}")
+
+    typer.echo("\nBackends of the recurrences")
+    print_table(
+        ["name", "state", "reason", "to turn it on"],
+        [
+            [entry["name"], "on" if entry["available"] else "off", entry["reason"]]
+            + ["" if entry["available"] else entry["mend"]]
+            for entry in findings["backends"]
+        ],
+    )
+    for device, (name, reason) in findings["chosen"].items():
+        typer.echo(f"on {device} plait takes {name}: {reason}")
+
+    typer.echo("\nExtras and trackers")
+    print_table(
+        ["name", "version", "to install it"],
+        [
+            [entry["name"], entry["version"] or "off", "" if entry["version"] else entry["mend"]]
+            for entry in [*findings["extras"], *findings["trackers"]]
+        ],
+    )
+    if "ceilings" in findings:
+        typer.echo("\nCeilings of this machine")
+        for name, value in findings["ceilings"].items():
+            typer.echo(f"{name:<20} {value:.1f}")
+    for warning in findings["warnings"]:
+        typer.echo(f"\nWarning: {warning}")

@@ -1,0 +1,118 @@
+"""``plait eval``: measure a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plait.cli.output import print_json, print_table, size
+from plait.errors import OptionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from plait.data import TaskData, TextData
+    from plait.training.config import DataSection, RunConfig
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Folder of a run or of a saved model, or a name on the hub.")],
+    corpus: Annotated[
+        str | None, typer.Option(help="Measure on this text instead: python-stdlib, text:PATH or hf:NAME.")
+    ] = None,
+    field: Annotated[str, typer.Option(help="Field of jsonl, parquet or hub rows that holds the text.")] = "text",
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens per window; of the run, or 256.")] = None,
+    batches: Annotated[int | None, typer.Option(min=1, help="Held-out batches; of the run, or 32.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Windows per batch; of the run, or 16.")] = None,
+    rare_below: Annotated[
+        int | None, typer.Option(min=1, help="AR hits: only bigrams rarer than this in the training split.")
+    ] = None,
+    mqar: Annotated[str | None, typer.Option(help="Recall settings LENGTHxPAIRS, such as 64x4,128x8.")] = None,
+    contexts: Annotated[str | None, typer.Option(help="Decode speed at these context lengths: 512,2048.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a model: loss, bits per byte, AR hits, recall, decode speed and cache size."""
+    changes: dict[str, Any] = {"batches": batches, "ar_hits_rare_below": rare_below}
+    changes["decode_contexts"] = None if contexts is None else _integers(contexts, "contexts")
+    changes["mqar"] = None if mqar is None else _settings(mqar)
+
+    from plait.evaluation.run import evaluate, open_model
+    from plait.training.config import DataSection, EvaluateSection, validated
+    from plait.training.folder import model_folder, read_run_file
+
+    place = model_folder(model)
+    run = read_run_file(Path(place))
+    section = run.evaluate if run else EvaluateSection()
+    values = {**section.model_dump(), **{key: value for key, value in changes.items() if value is not None}}
+    section = validated(EvaluateSection, values, "plait eval")
+    data: DataSection | None = run.data if run else None
+    if corpus is not None:
+        data = DataSection(corpus=corpus, field=field, length=length or (data.length if data else 256))
+    elif data is not None and length is not None:
+        data = data.model_copy(update={"length": length})
+    if data is None and not section.decode_contexts:
+        raise OptionError(f"{model} does not say what it was trained on: give --corpus, --contexts or both.")
+    network, tokenizer = open_model(place)
+    bundle = None if data is None else _bundle(data, model, place, run, tokenizer)
+    result = evaluate(network, bundle, section, batch_size=batch_size or (run.training.batch_size if run else 16))
+    if as_json:
+        print_json(result)
+    else:
+        print_evaluation(result)
+
+
+def print_evaluation(result: dict[str, Any]) -> None:
+    """Print what :func:`plait.evaluation.run.evaluate` returns as short tables."""
+    typer.echo(f"{result['parameters']:,} parameters")
+    if result["lm"]:
+        lm = result["lm"]
+        rows = [["all", lm["loss"], 1.0, lm["tokens"]]]
+        rows += [
+            [name, lm[key]["loss"], lm[key]["share"], lm[key]["tokens"]]
+            for key, name in (("ar_hits", "AR hits"), ("other", "other"))
+            if lm[key]
+        ]
+        cells = [[n, "-" if loss is None else f"{loss:.4f}", f"{s:.1%}", f"{t:,}"] for n, loss, s, t in rows]
+        typer.echo(f"\nHeld-out text: {lm['bits_per_byte']:.4f} bits per byte")
+        print_table(["tokens", "loss (nats)", "share", "count"], cells, right=(1, 2, 3))
+    if result["mqar"]:
+        typer.echo("\nAssociative recall (MQAR)")
+        rows = [[s["length"], s["pairs"], f"{s['accuracy']:.1%}", s["examples"]] for s in result["mqar"]]
+        print_table(["length", "pairs", "accuracy", "examples"], [list(map(str, r)) for r in rows], right=(0, 1, 2, 3))
+    if result["decode"]:
+        typer.echo("\nDecoding one sequence")
+        rows = [
+            [f"{d['context']:,}", f"{d['tokens_per_second']:,.0f}", size(d["cache_bytes"])] for d in result["decode"]
+        ]
+        print_table(["context", "tokens/s", "cache"], rows, right=(0, 1, 2))
+
+
+def _bundle(
+    data: DataSection, model: str, place: str, run: RunConfig | None, tokenizer: PreTrainedTokenizerBase | None
+) -> TextData | TaskData:
+    from plait.data import build
+    from plait.training.folder import DATA_FOLDER, RUN_FILE
+
+    if data.corpus is not None and tokenizer is None:
+        raise OptionError(f"{model} has no tokenizer, so it cannot be measured on text.")
+    parents = [folder for folder in (Path(place), Path(place).parent) if (folder / RUN_FILE).exists()]
+    shared = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plait"
+    folder = parents[-1] / DATA_FOLDER if parents and parents[-1] != Path(place) else shared
+    return build(data, folder, run.seed if run else 0, tokenizer)  # type: ignore[arg-type]
+
+
+def _integers(text: str, option: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise OptionError(f"--{option} {text!r}: write whole numbers with commas between, such as 512,2048.")
+    return [int(part) for part in parts]
+
+
+def _settings(text: str) -> list[dict[str, int]]:
+    pairs = [part.strip().split("x") for part in text.split(",")]
+    if not all(len(pair) == 2 and all(number.isdecimal() for number in pair) for pair in pairs):
+        raise OptionError(f"--mqar {text!r}: write LENGTHxPAIRS with commas between, such as 64x4,128x8.")
+    return [{"length": int(length), "pairs": int(count)} for length, count in pairs]

@@ -1,0 +1,28 @@
+"""``plait list``: what exists."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from plait import catalog
+from plait.cli.output import print_json, print_table
+from plait.errors import OptionError, nearest
+
+
+def command(
+    kind: Annotated[str | None, typer.Option(help="Only methods of this kind, such as mixer.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what exists: mixers, tasks and other methods."""
+    kinds = {method.kind for method in catalog.methods()}
+    if kind is not None and kind not in kinds:
+        raise OptionError(f"The catalogue has no kind {kind!r}.{nearest(kind, kinds)}")
+    methods = catalog.methods(kind)
+    if as_json:
+        print_json([asdict(method) for method in methods])
+        return
+    rows = [[method.name, method.kind, method.title, method.paper, method.state] for method in methods]
+    print_table(["name", "kind", "title", "paper (arXiv)", "decoding state"], rows)

@@ -1,0 +1,73 @@
+"""Data sets of the Hugging Face hub, streamed; the only module that imports ``datasets``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plait.data.corpus import SPLITS, Corpus, Document, checked_split, file_fingerprint, split_of
+from plait.data.files import field_text
+from plait.data.order import stable_hash
+from plait.errors import DataError
+
+
+class HubCorpus(Corpus):
+    """Rows of a hub data set, or of a local folder that ``datasets`` can load; one document a row.
+
+    Splits that the set has are used as they are. A held-out split that it lacks is taken from the rows of its
+    ``train``: one of every 20, by hash.
+
+    Args:
+        spec: what the user wrote.
+        name: ``NAME``, ``NAME:CONFIG`` or the path of a folder.
+        field: column that holds the text.
+
+    Raises:
+        DataError: ``datasets`` is not installed; the message names the extra.
+    """
+
+    def __init__(self, spec: str, name: str, field: str) -> None:
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(f'Corpus {spec!r} needs the package datasets: pip install "plait[hub]"') from None
+        self._load = datasets.load_dataset
+        self.spec = spec
+        self.field = field
+        self.path: str = name
+        self.config: str | None = None
+        if ":" in name and not Path(name).exists():
+            self.path, _, self.config = name.rpartition(":")
+
+    def fingerprint(self) -> str:
+        parts: list[object] = [self.spec, self.field]
+        folder = Path(self.path)
+        if folder.is_dir():
+            parts.append(file_fingerprint(folder, [path for path in folder.rglob("*") if path.is_file()]))
+        return f"{stable_hash(*parts):016x}"
+
+    def documents(self, split: str) -> Iterator[Document]:
+        split = checked_split(split)
+        sets = self._open()
+        if "train" not in sets:
+            raise DataError(f"Corpus {self.spec!r} has no split 'train'; found {', '.join(map(str, sets))}.")
+        lacking = [name for name in SPLITS if name not in sets]
+        source = split if split in sets else "train"
+        rows = sets[source]
+        if rows.column_names and self.field in rows.column_names:
+            rows = rows.select_columns([self.field])
+        for index, row in enumerate(rows):
+            text = field_text(row, self.field, f"{self.spec}, split {source}, row {index}")
+            if source == "train":
+                found = split_of(f"{self.spec}/train", index)
+                if (found if found in lacking else "train") != split:
+                    continue
+            yield Document(f"{source}/{index}", text)
+
+    def _open(self) -> Any:
+        try:
+            return self._load(self.path, self.config, streaming=True)
+        except Exception as error:  # datasets, its file systems and its network libraries raise many kinds
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"Corpus {self.spec!r} cannot be loaded: {reason}") from error

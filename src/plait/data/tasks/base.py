@@ -1,0 +1,123 @@
+"""The contract of a synthetic task: rows made from a seed, with a next token to predict at chosen positions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from plait.data.corpus import SPLITS, checked_split
+from plait.errors import OptionError, PlaitError, nearest
+
+Ids = npt.NDArray[np.int32]
+BLOCK = 256
+_CACHED_BYTES = 32_000_000
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A generator of rows; a subclass is a frozen dataclass of its options, checked in ``__post_init__``."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    vocab_size: int
+    length: int
+
+    @classmethod
+    def parse(cls, name: str, values: Mapping[str, Any]) -> Self:
+        """The task from a mapping, as it stands in a YAML file.
+
+        Raises:
+            OptionError: an unknown option (with the nearest one) or a value of the wrong type.
+            DataError: options that do not fit together.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise OptionError(f"Task {name!r} has no option {key!r}.{nearest(key, known)}")
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(dict(values), default=str))  # strict, yet takes lists
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = first.get("ctx", {}).get("error")
+            if isinstance(reason, PlaitError):
+                raise reason from None
+            where = ".".join(str(part) for part in first["loc"]) or "options"
+            raise OptionError(f"Task {name!r}, option {where}={first['input']!r}: {first['msg']}.") from None
+
+    @property
+    def longest(self) -> int:
+        """Tokens in the longest row."""
+        return self.length
+
+    @abstractmethod
+    def generate(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
+        """``rows`` rows of one length T: inputs and targets, each ``(rows, T)``; target -100 is ignored."""
+
+
+class TaskDataset(Dataset[dict[str, Tensor]]):
+    """Rows of a task; row ``i`` depends on ``(task, seed, split, i)`` alone.
+
+    Rows are generated 256 at a time, each block from its own random stream, and the last blocks are kept: read them in
+    order. The streams of the three splits are different ones, also for the same seed.
+
+    Args:
+        task: what is generated.
+        samples: number of rows.
+        seed: of the rows.
+        split: ``train``, ``validation`` or ``test``.
+    """
+
+    def __init__(self, task: Task, samples: int, seed: int, split: str = "train") -> None:
+        if samples < 1:
+            raise OptionError(f"samples={samples} must be at least 1.")
+        self.task = task
+        self.samples = samples
+        self.seed = seed
+        self.split = checked_split(split)
+        self._blocks: OrderedDict[int, tuple[Ids, Ids]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        """``input_ids`` ``(T,)`` and ``targets`` ``(T,)``, int64; target of position t at t, -100 ignored."""
+        if not 0 <= i < self.samples:
+            raise IndexError(f"row {i} of {self.samples}")
+        block, place = divmod(i, BLOCK)
+        inputs, targets = self._block(block)
+        return {
+            "input_ids": torch.from_numpy(inputs[place].astype(np.int64)),
+            "targets": torch.from_numpy(targets[place].astype(np.int64)),
+        }
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Several rows at once, as a data loader asks for them; each block is generated once, in any order of rows."""
+        found = {i: self[i] for i in sorted(indices)}
+        return [found[i] for i in indices]
+
+    def __getstate__(self) -> dict[str, Any]:  # a data-loader process makes its own blocks
+        return {**self.__dict__, "_blocks": OrderedDict()}
+
+    def _block(self, block: int) -> tuple[Ids, Ids]:
+        if block not in self._blocks:
+            entropy = [self.seed % 2**64, SPLITS.index(self.split), block]
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+            inputs, targets = self.task.generate(rng, BLOCK)
+            keep = max(1, _CACHED_BYTES // (inputs.nbytes + targets.nbytes))
+            while len(self._blocks) >= keep:
+                self._blocks.popitem(last=False)
+            self._blocks[block] = inputs, targets
+        self._blocks.move_to_end(block)
+        return self._blocks[block]

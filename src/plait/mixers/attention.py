@@ -1,0 +1,241 @@
+"""Causal softmax attention (1706.03762) with rotary positions, grouped key-value heads and an optional window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.errors import CacheError
+from plait.mixers.base import Cost, Dims, Mixer, MixerOptions
+from plait.mixers.context import Context
+from plait.mixers.linear import default_heads, split_heads
+from plait.mixers.state import KeyValues, LayerState
+from plait.nn import RMSNorm
+
+#: Largest number of entries of one dense mask; above it, queries are processed in blocks.
+MASK_ENTRIES = 2**24
+#: Fewest queries of a block, so that a narrow window does not end in many small products.
+MIN_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class AttentionOptions(MixerOptions):
+    """Options of softmax attention.
+
+    Args:
+        num_heads: query heads H. None: ``hidden_size // head_dim``, or, if that is None too, the fewest heads
+            (two at least) that divide ``hidden_size`` into heads of at most 64 channels.
+        num_kv_heads: key and value heads N, a divisor of ``num_heads``; None: as many.
+        head_dim: channels D of a head. None: ``hidden_size // num_heads``.
+        rope_base: base of the rotary embedding; None for no positions.
+        qk_norm: RMS norm on every query and key head, before the rotary embedding.
+        window: tokens that a query sees, itself included; None: all before it.
+        output_gate: multiply the result with ``sigmoid(W_g x)``.
+        qkv_bias: biases on the query, key and value projections.
+    """
+
+    mixer: ClassVar[str] = "attention"
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    rope_base: float | None = 10000.0
+    qk_norm: bool = False
+    window: int | None = None
+    output_gate: bool = False
+    qkv_bias: bool = False
+
+    def __post_init__(self) -> None:
+        self.require_positive("num_heads", "num_kv_heads", "head_dim", "rope_base", "window")
+
+    def heads(self, dims: Dims) -> tuple[int, int, int]:
+        """Query heads H, key-value heads N and head dim D in a model of these ``dims``.
+
+        Raises:
+            OptionError: the options do not fit ``hidden_size``.
+        """
+        size, H, D = dims.hidden_size, self.num_heads, self.head_dim
+        if H is None and D is not None:
+            self.require(size % D == 0, "head_dim", f"does not divide hidden_size {size}; set num_heads as well")
+            H = size // D
+        H = H or default_heads(size, 64)
+        if D is None:
+            self.require(size % H == 0, "num_heads", f"does not divide hidden_size {size}; set head_dim as well")
+            D = size // H
+        N = self.num_kv_heads or H
+        self.require(H % N == 0, "num_kv_heads", f"must divide num_heads {H}")
+        rotates = self.rope_base is not None
+        self.require(not rotates or D % 2 == 0, "head_dim", f"rotary pairs need an even head dim, not {D}; change it")
+        return H, N, D
+
+
+class Attention(Mixer):
+    """``softmax(Q K^T / sqrt(D)) V`` over the tokens up to the query's own.
+
+    Query head h reads key-value head ``h // (H // N)``. Keys are cached after the rotary embedding.
+    """
+
+    Options = AttentionOptions
+    options: AttentionOptions
+
+    def __init__(self, dims: Dims, options: AttentionOptions, layer: int) -> None:
+        super().__init__(dims, options, layer)
+        d = dims.hidden_size
+        H, N, D = self.sizes = options.heads(dims)
+        self.q_proj = nn.Linear(d, H * D, bias=options.qkv_bias)
+        self.k_proj = nn.Linear(d, N * D, bias=options.qkv_bias)
+        self.v_proj = nn.Linear(d, N * D, bias=options.qkv_bias)
+        self.o_proj = nn.Linear(H * D, d, bias=False)
+        if options.qk_norm:
+            self.q_norm = RMSNorm(D, dims.norm_eps)
+            self.k_norm = RMSNorm(D, dims.norm_eps)
+        if options.output_gate:
+            self.g_proj = nn.Linear(d, H * D, bias=False)
+
+    def queries_keys_values(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``(B, T, H, D)``, keys and values ``(B, T, N, D)``, normed and turned."""
+        D = self.sizes[2]
+        q, k, v = (split_heads(project(x), D) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if self.options.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.options.rope_base is not None:
+            q, k = context.rotate(q, self.options.rope_base), context.rotate(k, self.options.rope_base)
+        return q, k, v
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        q, k, v = self.queries_keys_values(x, context)
+        start = context.padding
+        if context.state is not None:
+            if context.cu_seqlens is not None:
+                raise CacheError(
+                    f"Layer {self.layer}: packed documents cannot be cached by softmax attention; "
+                    "run them without a cache, or as rows of a padded batch."
+                )
+            k, v, start = context.state["kv"].append(k, v, context.padding)  # type: ignore[attr-defined]
+        if context.pairs is not None:
+            self._count_pairs(context, q, k.shape[1], start)
+        if context.cu_seqlens is None:
+            o = attend(q, k, v, start, self.options.window)
+        else:
+            sizes = context.cu_seqlens.diff().tolist()
+            documents = zip(q.split(sizes, dim=1), k.split(sizes, dim=1), v.split(sizes, dim=1), strict=True)
+            o = torch.cat([attend(q, k, v, None, self.options.window) for q, k, v in documents], dim=1)
+        o = o.flatten(2)
+        if self.options.output_gate:
+            o = o * torch.sigmoid(self.g_proj(x))
+        return self.o_proj(o)
+
+    def _count_pairs(self, context: Context, q: Tensor, stored: int, start: Tensor | None) -> None:
+        """Add the number of visible query-key products to the meter."""
+        batch, length, heads = q.shape[:3]
+        if context.cu_seqlens is not None:
+            rows = [(size, size) for size in context.cu_seqlens.diff().tolist()]
+        else:
+            skipped = [0] * batch if start is None else start.tolist()
+            padded = [0] * batch if context.padding is None else context.padding.tolist()
+            rows = [(length - p, stored - s) for p, s in zip(padded, skipped, strict=True)]
+        pairs = sum(visible_pairs(new, held, self.options.window) for new, held in rows)
+        context.pairs[self.layer] = context.pairs.get(self.layer, 0) + pairs * heads  # type: ignore[index,union-attr]
+
+    def new_state(self) -> LayerState:
+        return LayerState({"kv": KeyValues(self.options.window)})
+
+    @classmethod
+    def code_path(cls, device_type: str) -> tuple[str, str]:
+        return "sdpa", f"scaled_dot_product_attention of torch, which has its own kernels for {device_type}"
+
+    @classmethod
+    def cost(cls, dims: Dims, T: int, options: AttentionOptions, *, cache_dtype: torch.dtype = torch.bfloat16) -> Cost:
+        """See :meth:`Mixer.cost`. A window of w tokens costs ``2 w (2T - w) H D``, which is ``2 T^2 H D`` for w = T."""
+        H, N, D = options.heads(dims)
+        seen = min(T, options.window or T)
+        stored = T if options.window is None else min(T, options.window - 1)
+        return Cost(
+            flops_prefill=2 * seen * (2 * T - seen) * H * D,
+            flops_decode=4 * min(T + 1, options.window or T + 1) * H * D,
+            state_bytes=2 * stored * N * D * cache_dtype.itemsize,
+        )
+
+    def effective_weights(self, x: Tensor, context: Context | None = None) -> Tensor:
+        context = replace(context or Context.plain(x), state=None)
+        q, k, _ = self.queries_keys_values(x, context)
+        k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+        scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
+        slots = torch.arange(x.shape[1], device=x.device)
+        mask = visible(slots, slots, context.padding, self.options.window)
+        if context.cu_seqlens is not None:
+            document = torch.searchsorted(context.cu_seqlens, slots, right=True)
+            mask = mask & (document[:, None] == document)
+        return scores.masked_fill(~mask, float("-inf")).softmax(-1)
+
+
+def visible(queries: Tensor, keys: Tensor, start: Tensor | None, window: int | None) -> Tensor:
+    """Which key slots a query slot sees: those from ``start`` up to itself, the last ``window`` of them.
+
+    Args:
+        queries, keys: slots, ``(T,)`` and ``(S,)``.
+        start: ``(B,)`` first real slot of each row, or None.
+        window: tokens seen, the query's own included, or None.
+
+    Returns:
+        bool ``(T, S)``, or ``(B, 1, T, S)`` with ``start``. A query at a padding slot sees itself, so that its
+        output is finite.
+    """
+    distance = queries[:, None] - keys
+    mask = distance >= 0
+    if window is not None:
+        mask = mask & (distance < window)
+    if start is not None:
+        mask = mask & (keys >= start[:, None, None, None]) | (distance == 0)
+    return mask
+
+
+def visible_pairs(new: int, held: int, window: int | None) -> int:
+    """Query-key pairs of the last ``new`` of ``held`` tokens: query i of the row sees ``min(i, window)`` tokens."""
+
+    def upto(n: int) -> int:
+        w = n if window is None else min(n, window)
+        return w * (w + 1) // 2 + (n - w) * w
+
+    return upto(held) - upto(held - new)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, window: int | None) -> Tensor:
+    """Causal attention of the newest T of S tokens.
+
+    A window narrower than the text costs ``O(T w)``: blocks of queries meet only the keys that they can see.
+
+    Args:
+        q: ``(B, T, H, D)``, at slots S - T to S - 1.
+        k, v: ``(B, S, N, D)``.
+        start: ``(B,)`` first real slot of each row, or None.
+        window: tokens that a query sees, or None.
+
+    Returns:
+        ``(B, T, H, D)``.
+    """
+    batch, length, heads = q.shape[:3]
+    stored = k.shape[1]
+    seen = min(window or stored, stored)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = heads != k.shape[1]
+    if start is None and seen == stored and length in (1, stored):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped).transpose(1, 2)
+
+    widest = MASK_ENTRIES // (stored * (1 if start is None else batch))
+    block = max(MIN_BLOCK, seen if seen < stored else widest)
+    slots = torch.arange(stored, device=q.device)
+    outputs = []
+    for first in range(stored - length, stored, block):
+        last = min(first + block, stored)
+        low = max(0, first - seen + 1)
+        queries, keys = slice(first - stored + length, last - stored + length), slice(low, last)
+        mask = visible(slots[first:last], slots[keys], start, window)
+        o = F.scaled_dot_product_attention(
+            q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=mask, enable_gqa=grouped
+        )
+        outputs.append(o)
+    return torch.cat(outputs, dim=2).transpose(1, 2)

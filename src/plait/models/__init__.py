@@ -1,0 +1,27 @@
+"""Hybrid models: configuration, layer plans, decoder, cache, cost; importing this registers the Auto classes."""
+
+from plait.models.cache import CacheSnapshot, PlaitCache
+from plait.models.configuration import LayerSpec, PlaitConfig
+from plait.models.cost import LayerCost, count_parameters, layer_costs, plan_cost
+from plait.models.decoder import PlaitForCausalLM, PlaitModel
+from plait.models.loading import load, register
+from plait.models.plan import full_layers, layer_plan
+
+register()
+
+__all__ = [
+    "CacheSnapshot",
+    "LayerCost",
+    "LayerSpec",
+    "PlaitCache",
+    "PlaitConfig",
+    "PlaitForCausalLM",
+    "PlaitModel",
+    "count_parameters",
+    "full_layers",
+    "layer_costs",
+    "layer_plan",
+    "load",
+    "plan_cost",
+    "register",
+]

@@ -1,0 +1,453 @@
+"""One decoder for every hybrid: the layer plan says which mixer stands in which block.
+
+    embeddings -> blocks -> RMSNorm -> lm_head,   block: h = x + Mixer(RMS(x)); y = h + SwiGLU(RMS(h))
+
+Parameter names follow flash-linear-attention: ``model.embeddings``, ``model.layers.N.{attn_norm,attn,mlp_norm,mlp}``,
+``model.norm``, ``lm_head``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from plait.errors import CacheError, OptionError
+from plait.mixers.base import Mixer
+from plait.mixers.context import Context, Phase
+from plait.models.cache import PlaitCache, croppable
+from plait.models.configuration import LayerSpec, PlaitConfig
+from plait.models.loss import IGNORED, cross_entropy, fits, shifted
+from plait.models.padding import arrange
+from plait.nn import GatedRMSNorm, RMSNorm, SwiGLU
+
+
+class Block(nn.Module):
+    """``h = x + Mixer(RMS(x)); y = h + SwiGLU(RMS(h))``.
+
+    Args:
+        config: sizes.
+        spec: the mixer of this layer.
+        index: depth, from 0.
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
+
+    def __init__(self, config: PlaitConfig, spec: LayerSpec, index: int) -> None:
+        super().__init__()
+        self.layer_type = spec.name
+        self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attn = spec.type(config.dims, spec.options, index)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.mlp_size)
+
+    def forward(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
+        """``x`` ``(B, T, d)``; ``shared`` are the model-level parameters of this layer's type."""
+        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
+            return self._compute(x, context, shared)
+        contexts = [replace(context, update_running_state=False, losses={}, pairs=None), context]
+
+        def recomputable(x: Tensor) -> Tensor:  # the first call acts, repeated ones leave no trace
+            return self._compute(x, contexts.pop() if len(contexts) > 1 else contexts[0], shared)
+
+        return self._gradient_checkpointing_func(recomputable, x)
+
+    def _compute(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
+        context.shared.update(shared)
+        x = x + self.attn(self.attn_norm(x), context)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class SharedParameters(nn.ParameterDict):
+    """Parameters that the model holds once for all layers of one type, such as HGRN's lower bounds."""
+
+    def __init__(self, config: PlaitConfig, spec: LayerSpec) -> None:
+        super().__init__()
+        self.dims, self.spec = config.dims, spec
+        for name, value in self._initial().items():
+            self[name] = nn.Parameter(value)
+
+    def _initial(self) -> dict[str, Tensor]:
+        return self.spec.type.shared_parameters(self.dims, self.spec.options)
+
+    def init_parameters(self) -> None:
+        """Back to the initial values."""
+        for name, value in self._initial().items():
+            init.copy_(self[name], value)
+
+
+@dataclass
+class PlaitModelOutput(BaseModelOutputWithPast):
+    """Output of :class:`PlaitModel`.
+
+    Args:
+        losses: auxiliary losses of the mixers by name.
+        cu_seqlens: document borders that were found, or None.
+    """
+
+    losses: dict[str, Tensor] | None = None
+    cu_seqlens: Tensor | None = None
+
+
+class PlaitPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation."""
+
+    config: PlaitConfig
+    config_class = PlaitConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
+            init.normal_(module.weight, 0.0, std)
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                init.zeros_(bias)
+        elif isinstance(module, (RMSNorm, GatedRMSNorm)):
+            init.ones_(module.weight)
+        elif isinstance(module, SharedParameters):
+            module.init_parameters()
+        elif isinstance(module, Mixer):
+            own = dict(module.named_parameters(recurse=False))
+            loaded = {n: p.detach().clone() for n, p in own.items() if getattr(p, "_is_hf_initialized", False)}
+            module.init_parameters(std)
+            with torch.no_grad():  # a mixer does not know which of its parameters came from a file
+                for name, value in loaded.items():
+                    own[name].copy_(value)
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise OptionError(
+                "Gradient checkpointing with use_reentrant=True would lose gradients of parameters that layers share; "
+                "pass gradient_checkpointing_kwargs={'use_reentrant': False}."
+            )
+        if gradient_checkpointing_func is checkpoint:
+            gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: the bridge module in a saved folder already says where the class is."""
+
+
+class PlaitModel(PlaitPreTrainedModel):
+    """The decoder without its output head.
+
+    Args:
+        config: sizes, layer plan and mixer options.
+    """
+
+    def __init__(self, config: PlaitConfig) -> None:
+        super().__init__(config)
+        specs = config.layers()
+        self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, spec, index) for index, spec in enumerate(specs))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        tables = {name: SharedParameters(config, spec) for name, spec in {spec.name: spec for spec in specs}.items()}
+        self.shared = nn.ModuleDict({name: table for name, table in tables.items() if len(table)})
+        self.gradient_checkpointing = False
+        self._empty = [block.attn.new_state() for block in self.layers]  # type: ignore[operator, union-attr]
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: PlaitCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seqlens: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> PlaitModelOutput | tuple:
+        """Hidden states of a batch; for the arguments see :meth:`PlaitForCausalLM.forward`."""
+        cu_seqlens = _check_other_arguments(kwargs, cu_seqlens)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise OptionError("Give exactly one of input_ids and inputs_embeds.")
+        x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        batch, length = x.shape[:2]
+        cache = self._cache(past_key_values, use_cache)
+        layout = arrange(
+            batch,
+            length,
+            x.device,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cu_seqlens=cu_seqlens,
+            past_slots=0 if cache is None else cache.slots,
+            past_padding=None if cache is None else cache.padding,
+            cached=cache is not None,
+        )
+        if cache is None and use_cache is None and layout.cu_seqlens is None:
+            cache = self._default_cache()
+        context = Context(layout.positions, layout.padding, layout.cu_seqlens, phase=self._phase(cache, length))
+        x = layout.inward(x)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = [layout.outward(x)] if output_hidden_states else []
+        for index, block in enumerate(self.layers):
+            state = None if cache is None else cache.layers[index].state
+            x = block(x, context.for_layer(state), self._shared_by(block))
+            if output_hidden_states and index + 1 < len(self.layers):
+                hidden_states.append(layout.outward(x))
+        if cache is not None:
+            cache.advance(length, layout.padding)
+        x = layout.outward(self.norm(x))
+        if output_hidden_states:
+            hidden_states.append(x)
+        output = PlaitModelOutput(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=tuple(hidden_states) or None,
+            losses=context.losses or None,
+            cu_seqlens=layout.cu_seqlens,
+        )
+        return output if _wants_dict(return_dict, self.config) else output.to_tuple()
+
+    def new_cache(self) -> PlaitCache:
+        """An empty cache for this model."""
+        return PlaitCache(self.config, [state.copy() for state in self._empty])
+
+    @property
+    def croppable(self) -> bool:
+        """Whether a cache of this model can always forget its newest tokens."""
+        return all(croppable(state) for state in self._empty)
+
+    def _shared_by(self, block: nn.Module) -> dict[str, Tensor]:
+        name = block.layer_type
+        return dict(self.shared[name].items()) if name in self.shared else {}  # type: ignore[index, operator]
+
+    def _cache(self, cache: PlaitCache | None, use_cache: bool | None) -> PlaitCache | None:
+        """The cache that the caller gives or asks for."""
+        if cache is not None and not isinstance(cache, PlaitCache):
+            raise CacheError(
+                f"past_key_values is a {type(cache).__name__}; this model needs PlaitCache(model.config), since its "
+                "layers remember different things."
+            )
+        if cache is not None and use_cache is False:
+            raise CacheError("past_key_values was given with use_cache=False: leave out one of them.")
+        if cache is None and not use_cache:
+            return None
+        if self.training and torch.is_grad_enabled() and any(block.gradient_checkpointing for block in self.layers):
+            raise CacheError(
+                "Gradient checkpointing runs layers twice and would write the cache twice: pass use_cache=False, "
+                "call model.eval(), or run under torch.no_grad()."
+            )
+        return self.new_cache() if cache is None else cache
+
+    def _default_cache(self) -> PlaitCache | None:
+        """A new cache where the caller says nothing: outside training, if the configuration wants one."""
+        return self.new_cache() if self.config.use_cache and not self.training else None
+
+    def _phase(self, cache: PlaitCache | None, length: int) -> Phase:
+        if self.training:
+            return "train"
+        return "decode" if cache is not None and cache.slots and length == 1 else "prefill"
+
+
+class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
+    """A hybrid language model.
+
+    Args:
+        config: sizes, layer plan and mixer options.
+
+    Example:
+        >>> import torch
+        >>> from plait.models import PlaitConfig, PlaitForCausalLM
+        >>> model = PlaitForCausalLM(PlaitConfig(layer_types=["gated_deltanet", "attention"], hidden_size=64))
+        >>> model(torch.tensor([[1, 2, 3]])).logits.shape
+        torch.Size([1, 3, 256])
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
+    accepts_loss_kwargs = True
+    loss_type = "ForCausalLM"
+
+    def __init__(self, config: PlaitConfig) -> None:
+        super().__init__(config)
+        self.model = PlaitModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embeddings = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: PlaitCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seqlens: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits, and the loss if there are labels.
+
+        Args:
+            input_ids: ``(B, T)``; or give ``inputs_embeds`` ``(B, T, d)``.
+            attention_mask: ``(B, T)``, or ``(B, past + T)`` with a cache; zero at padding, anywhere in the row.
+            position_ids: ``(B, T)``; not needed. A restart at 0 begins a new document, as from
+                ``DataCollatorWithFlattening``; without restarts they may be shifted by a constant.
+            past_key_values: cache of what came before; it is updated in place.
+            labels: ``(B, T)``, compared with the logits one position earlier; -100 is not counted.
+            shift_labels: ``(B, T)`` targets aligned with the inputs, in place of ``labels``.
+            use_cache: return a cache; by default ``config.use_cache`` outside training, unless there are targets.
+            cu_seqlens: ``(N + 1,)`` borders of the documents packed into the rows laid end to end. State and
+                positions restart at each border, and no token is predicted from another document.
+            logits_to_keep: make logits for so many last positions only, or for the given positions; 0 for all.
+            num_items_in_batch: divide the summed loss by this instead of by the targets in this call.
+            output_hidden_states: return the input of every block and the normed output.
+            return_dict: False for a tuple.
+
+        Returns:
+            ``loss``, ``logits`` ``(B, T, vocab)``, ``past_key_values``, ``hidden_states``. With targets, and when
+            the fp32 logits would exceed ``loss.PLAIN_BYTES``, ``logits`` is None unless ``logits_to_keep`` asks.
+
+        Raises:
+            OptionError: arguments that do not fit together.
+            CacheError: a cache of another model, or together with gradient checkpointing.
+        """
+        with_loss = labels is not None or shift_labels is not None
+        if use_cache is None and with_loss and past_key_values is None:
+            use_cache = False
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            cu_seqlens=cu_seqlens,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden = output.last_hidden_state
+        everything = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        small = fits(hidden[..., 0].numel(), self.config.vocab_size)
+        logits = None
+        if not (everything and with_loss and not small):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden if everything else hidden[:, kept])
+        loss = None
+        if with_loss:
+            targets = self._targets(labels, shift_labels, hidden, output.cu_seqlens)
+            loss = cross_entropy(
+                self.lm_head,
+                hidden,
+                targets,
+                vocab_size=self.config.vocab_size,
+                count=num_items_in_batch,
+                logits=logits if everything else None,
+            )
+            for auxiliary in (output.losses or {}).values():
+                loss = loss + auxiliary
+        result = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states
+        )
+        return result if _wants_dict(return_dict, self.config) else result.to_tuple()
+
+    @staticmethod
+    def _targets(
+        labels: Tensor | None, shift_labels: Tensor | None, hidden: Tensor, cu_seqlens: Tensor | None
+    ) -> Tensor:
+        name, given = ("labels", labels) if shift_labels is None else ("shift_labels", shift_labels)
+        assert given is not None
+        if given.shape != hidden.shape[:2]:
+            raise OptionError(
+                f"{name} has shape {tuple(given.shape)} but the inputs are {tuple(hidden.shape[:2])}: give one target "
+                f"per token, {IGNORED} where none counts."
+            )
+        given = given.to(hidden.device)
+        return shifted(given, cu_seqlens) if shift_labels is None else given
+
+    @property
+    def _is_stateful(self) -> bool:  # type: ignore[override]
+        """transformers refuses assisted generation for models whose state cannot be taken back."""
+        return not self.model.croppable
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise OptionError(
+                f"cache_implementation={generation_config.cache_implementation!r} does not fit a hybrid model; leave "
+                "it out, or pass past_key_values=PlaitCache(model.config)."
+            )
+        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+            prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
+            return prepare(generation_config, model_kwargs, *args, **kwargs)
+        model_kwargs["past_key_values"] = self.model.new_cache()
+        return None
+
+
+def _wants_dict(return_dict: bool | None, config: PlaitConfig) -> bool:
+    return bool(config.return_dict if return_dict is None else return_dict)
+
+
+def _check_other_arguments(kwargs: dict[str, Any], cu_seqlens: Tensor | None) -> Tensor | None:
+    """Borders under the names that transformers' collators use; any other argument is an error.
+
+    ``max_length_*`` and ``seq_idx`` come from the same collators and say nothing more.
+    """
+    borders = kwargs.pop("cu_seq_lens_q", None)
+    for name in ("cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):
+        kwargs.pop(name, None)
+    if kwargs.pop("output_attentions", None):
+        raise OptionError(
+            "output_attentions=True is not available: linear layers have no attention matrix. "
+            "model.model.layers[i].attn.effective_weights(x) gives the matrix that a layer applies."
+        )
+    for name, value in kwargs.items():
+        if value is not None:
+            raise OptionError(f"forward() has no argument {name!r}.")
+    if cu_seqlens is not None and borders is not None:
+        raise OptionError("cu_seqlens and cu_seq_lens_q are the same thing: give one of them.")
+    return borders if cu_seqlens is None else cu_seqlens
+
+
+__all__ = ["Block", "PlaitForCausalLM", "PlaitModel", "PlaitModelOutput", "PlaitPreTrainedModel"]

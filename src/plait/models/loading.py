@@ -1,0 +1,52 @@
+"""Opening saved models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from plait.errors import OptionError
+from plait.models.configuration import PlaitConfig
+from plait.models.decoder import PlaitForCausalLM, PlaitModel
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+def register() -> None:
+    """Make the Auto classes of transformers know plait's classes."""
+    AutoConfig.register(PlaitConfig.model_type, PlaitConfig, exist_ok=True)
+    AutoModel.register(PlaitConfig, PlaitModel, exist_ok=True)
+    AutoModelForCausalLM.register(PlaitConfig, PlaitForCausalLM, exist_ok=True)
+
+
+def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedModel, Tokenizer | None]:
+    """A saved model, ready to run, and its tokenizer.
+
+    Args:
+        path_or_name: folder of a saved model, or a name on the Hugging Face hub; any causal language model that
+            transformers can load, plait's own or not.
+        options: for ``from_pretrained``, such as ``dtype`` or ``device_map``.
+
+    Returns:
+        the model in evaluation mode, and the tokenizer, or None for a local folder without one (a model of a
+        synthetic task has none).
+
+    Raises:
+        OptionError: the folder does not exist or holds no model.
+    """
+    folder = Path(path_or_name)
+    local = folder.is_dir()
+    if local and not (folder / "config.json").is_file():
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        hint = f" It has models inside: {', '.join(inside)}." if inside else ""
+        raise OptionError(f"{folder} holds no model: it has no config.json.{hint}")
+    if not local and (folder.is_absolute() or str(path_or_name).startswith(".") or len(folder.parts) > 2):
+        raise OptionError(f"There is no folder {folder}.")
+    model = AutoModelForCausalLM.from_pretrained(path_or_name, **options)
+    if local and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return model, None
+    return model, AutoTokenizer.from_pretrained(path_or_name)

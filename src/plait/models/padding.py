@@ -1,0 +1,203 @@
+"""From what a user passes (masks, position ids, document borders) to what mixers expect, and back.
+
+Mixers see padding only at the front of a row, or documents packed into one row. An :class:`Arrangement` holds
+the moves: :meth:`Arrangement.inward` is applied to the embeddings, :meth:`Arrangement.outward` to the outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plait.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How the tokens of one call are laid out for the mixers.
+
+    Args:
+        positions: ``(B, T)`` int64, position of each token in its own document, 0 at padding; ``(1, B T)`` when packed.
+        padding: ``(B,)`` int64, padding slots at the front of each row, or None.
+        cu_seqlens: ``(N + 1,)`` int64, document borders, or None.
+        order: ``(B, T)``, the user's slot of each arranged slot, or None when nothing moves.
+        rows: rows of the user's batch when documents were flattened into one row, else None.
+    """
+
+    positions: Tensor
+    padding: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    order: Tensor | None = None
+    rows: int | None = None
+
+    def inward(self, x: Tensor) -> Tensor:
+        """``x`` ``(B, T, d)`` as the mixers want it."""
+        if self.rows is not None:
+            return x.reshape(1, -1, x.shape[-1])
+        return x if self.order is None else _gather(x, self.order)
+
+    def outward(self, x: Tensor) -> Tensor:
+        """Outputs back where the user's tokens stand."""
+        if self.rows is not None:
+            return x.reshape(self.rows, -1, x.shape[-1])
+        return x if self.order is None else _gather(x, torch.argsort(self.order, dim=1))
+
+
+def arrange(
+    batch: int,
+    length: int,
+    device: torch.device,
+    *,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    past_slots: int = 0,
+    past_padding: Tensor | None = None,
+    cached: bool = False,
+) -> Arrangement:
+    """Check the arguments of one forward pass against each other and lay the tokens out.
+
+    Args:
+        batch, length: B and T of this call.
+        device: where the tokens are.
+        attention_mask: ``(B, T)`` or ``(B, past + T)``, zero at padding, or None.
+        position_ids: ``(B, T)`` or ``(1, T)``; rows count up by one and may start anywhere; a restart at 0 begins
+            a new document.
+        cu_seqlens: borders of the documents in the rows laid end to end, or None.
+        past_slots: slots that the cache has seen.
+        past_padding: ``(B,)``, how many of them were padding in each row, or None for none.
+        cached: whether a cache takes part.
+
+    Raises:
+        OptionError: shapes that do not fit, or documents together with padding or a cache.
+    """
+    if attention_mask is not None:
+        attention_mask = attention_mask.to(device)
+    padding, order = _padding(attention_mask, batch, length, past_slots, past_padding)
+    if position_ids is not None:
+        position_ids = _expanded(position_ids.to(device), batch, length)
+        if cu_seqlens is None and not past_slots and padding is None:
+            cu_seqlens = _restarts(position_ids)
+    if cu_seqlens is not None:
+        if padding is not None:
+            raise OptionError(
+                "Documents (cu_seqlens, or position_ids that restart) cannot be packed into rows that also have "
+                "padding: leave out the padding, or pass one document per row with an attention_mask."
+            )
+        if cached:
+            raise OptionError(
+                "Documents (cu_seqlens, or position_ids that restart) cannot be packed when there is a cache: "
+                "pass use_cache=False, or one document per row."
+            )
+        return _packed(_borders(cu_seqlens, batch, length, device), batch, length, device)
+    start = past_slots if past_padding is None else past_slots - past_padding[:, None]
+    slots = torch.arange(length, device=device).expand(batch, length)
+    positions = slots + start
+    if padding is not None:
+        positions = (positions - padding[:, None]).masked_fill(slots < padding[:, None], 0)
+    if position_ids is not None:
+        positions = _given(position_ids, order, padding, positions)
+    return Arrangement(positions, padding, order=order)
+
+
+def _gather(x: Tensor, order: Tensor) -> Tensor:
+    return x.gather(1, order[:, :, None].expand(-1, -1, x.shape[-1]))
+
+
+def _padding(
+    mask: Tensor | None, batch: int, length: int, past_slots: int, past_padding: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Padding per row among the new tokens, and the order that brings it to the front (None: already there)."""
+    if mask is None:
+        return None, None
+    if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] not in (length, past_slots + length):
+        wanted = f"({batch}, {length})" + (f" or ({batch}, {past_slots + length})" if past_slots else "")
+        raise OptionError(f"attention_mask has shape {tuple(mask.shape)}; it must be {wanted}, zero at padding.")
+    real = mask != 0
+    if past_slots and mask.shape[1] == past_slots + length:
+        masked = (~real[:, :past_slots]).sum(1)
+        known = torch.zeros_like(masked) if past_padding is None else past_padding
+        if bool((masked != known).any()):
+            raise OptionError(
+                f"attention_mask hides {masked.tolist()} of the {past_slots} cached slots of each row, but the cache "
+                f"was filled with {known.tolist()} padding slots: give the prefix its own attention_mask when it is "
+                "computed."
+            )
+    real = real[:, real.shape[1] - length :]
+    if bool(real.all()):
+        return None, None
+    padding = length - real.sum(1)
+    order = torch.argsort(real.to(torch.int8), dim=1, stable=True)
+    in_place = torch.arange(length, device=real.device)
+    return padding, None if bool((order == in_place).all()) else order
+
+
+def _expanded(position_ids: Tensor, batch: int, length: int) -> Tensor:
+    if position_ids.dim() != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
+        raise OptionError(
+            f"position_ids has shape {tuple(position_ids.shape)}; it must be ({batch}, {length}) or (1, {length})."
+        )
+    return position_ids.long().expand(batch, length)
+
+
+def _restarts(position_ids: Tensor) -> Tensor | None:
+    """Document borders where positions restart at 0 inside a row, or None; anything else must count up by one."""
+    if position_ids.shape[1] < 2:
+        return None
+    steps_by_one = position_ids.diff(dim=1) == 1
+    if bool(steps_by_one.all()):
+        return None
+    restarts = position_ids == 0
+    _refuse_jumps(steps_by_one | restarts[:, 1:], position_ids)
+    restarts = restarts.clone()
+    restarts[:, 0] = True
+    borders = restarts.flatten().nonzero().flatten()
+    return torch.cat([borders, borders.new_tensor([restarts.numel()])])
+
+
+def _refuse_jumps(fine: Tensor, position_ids: Tensor) -> None:
+    if bool(fine.all()):
+        return
+    row, column = (~fine).nonzero()[0].tolist()
+    before, after = position_ids[row, column].item(), position_ids[row, column + 1].item()
+    raise OptionError(
+        f"position_ids jump from {before} to {after} at row {row}, token {column + 1}: they must count up by one, "
+        "or restart at 0 where a new document begins."
+    )
+
+
+def _borders(cu_seqlens: Tensor, batch: int, length: int, device: torch.device) -> Tensor:
+    """``cu_seqlens`` checked, with the ends of rows added."""
+    total = batch * length
+    borders = cu_seqlens.to(device).long()
+    ordered = borders.dim() == 1 and len(borders) >= 2 and bool((borders.diff() > 0).all())
+    if not ordered or int(borders[0]) != 0 or int(borders[-1]) != total:
+        raise OptionError(
+            f"cu_seqlens={cu_seqlens.tolist()} are not document borders: they must rise from 0 to {total}, "
+            f"the number of tokens in the {batch} x {length} batch."
+        )
+    rows = torch.arange(0, total + 1, length, device=device)
+    return torch.unique(torch.cat([borders, rows]))
+
+
+def _packed(borders: Tensor, batch: int, length: int, device: torch.device) -> Arrangement:
+    slots = torch.arange(batch * length, device=device)
+    starts = borders[torch.searchsorted(borders, slots, right=True) - 1]
+    return Arrangement((slots - starts)[None], cu_seqlens=borders, rows=batch)
+
+
+def _given(position_ids: Tensor, order: Tensor | None, padding: Tensor | None, expected: Tensor) -> Tensor:
+    """The user's positions, arranged; they may be shifted against the ``expected`` ones, not otherwise differ."""
+    given = position_ids if order is None else position_ids.gather(1, order)
+    real = torch.ones_like(given, dtype=torch.bool)
+    if padding is not None:
+        real = torch.arange(given.shape[1], device=given.device) >= padding[:, None]
+    shift = (given - expected)[:, -1:]  # the last slot of a row is real, if any is
+    if bool(((given - expected != shift) & real).any()) or bool(((given == 0) & (expected > 0) & real).any()):
+        raise OptionError(
+            "position_ids do not count the real tokens of each row up by one from where the cache ends. Leave them "
+            "out (they follow from attention_mask and the cache), or pass documents without padding and cache."
+        )
+    return given.masked_fill(~real, 0)

@@ -1,0 +1,99 @@
+"""Short causal depthwise convolution with a carried tail, padding and packed documents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from plait.errors import OptionError
+
+
+def causal_convolution(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    tail: Tensor | None = None,
+    padding: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution ``y_t = bias + sum_j weight[:, kernel-1-j] x_{t-j}``; the last tap is the present.
+
+    Args:
+        x: input ``(B, T, C)``.
+        weight: taps ``(C, kernel)``.
+        bias: ``(C,)`` or None.
+        tail: the ``kernel - 1`` inputs before ``x``, oldest first ``(B, kernel - 1, C)``, or ``(N, kernel - 1, C)``
+            with ``cu_seqlens``; None for zeros.
+        padding: ``(B,)`` int64, slots at the front of each row that are padding: they are skipped, so the tail
+            stands directly before the first real token; the output there is zero.
+        cu_seqlens: ``(N + 1,)`` int64 borders of documents packed into the single row; each starts from its own tail.
+
+    Returns:
+        ``y`` ``(B, T, C)`` and the new tail, the last ``kernel - 1`` inputs of each row or document, in ``x``'s dtype.
+
+    Raises:
+        OptionError: shapes that do not fit, or padding together with ``cu_seqlens``.
+    """
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2]:
+        raise OptionError(
+            f"causal_convolution: x {tuple(x.shape)} must be (B, T, C) and weight {tuple(weight.shape)} (C, kernel)."
+        )
+    batch, _, channels = x.shape
+    past = weight.shape[1] - 1
+    rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    if tail is not None and tuple(tail.shape) != (rows, past, channels):
+        raise OptionError(
+            f"causal_convolution: tail {tuple(tail.shape)} must be (rows, kernel - 1, C) = {(rows, past, channels)}."
+        )
+    if cu_seqlens is not None:
+        if padding is not None or batch != 1:
+            raise OptionError("causal_convolution: cu_seqlens needs one packed row (B == 1) without padding.")
+        return _packed(x, weight, bias, tail, cu_seqlens)
+    before = x.new_zeros(batch, past, channels) if tail is None else tail.to(x.dtype)
+    extended = torch.cat([before, x], 1)
+    if padding is not None:
+        extended = _slide_tail(extended, padding, past)
+    y = _convolve(extended, weight, bias)
+    if padding is not None:
+        y = y * (torch.arange(y.shape[1], device=x.device) >= padding[:, None])[..., None].to(y.dtype)
+    return y, extended[:, extended.shape[1] - past :]
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Valid convolution ``(B, T + kernel - 1, C) -> (B, T, C)``."""
+    y = F.conv1d(x.transpose(1, 2), weight.to(x.dtype)[:, None], _cast(bias, x.dtype), groups=x.shape[2])
+    return y.transpose(1, 2)
+
+
+def _slide_tail(extended: Tensor, padding: Tensor, past: int) -> Tensor:
+    """Move each row's tail over the padding that separates it from the first real token; zeros before it."""
+    slot = torch.arange(extended.shape[1], device=extended.device)
+    source = slot - padding[:, None]
+    source = torch.where(source < past, source, slot)
+    moved = extended.gather(1, source.clamp(min=0)[..., None].expand(-1, -1, extended.shape[2]))
+    return moved.masked_fill((source < 0)[..., None], 0)
+
+
+def _packed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, cu_seqlens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each document is laid out behind its own tail; all are convolved at once."""
+    past = weight.shape[1] - 1
+    lengths = cu_seqlens.diff()
+    documents, length = len(lengths), x.shape[1]
+    number = torch.repeat_interleave(torch.arange(documents, device=x.device), lengths.to(x.device))
+    token = torch.arange(length, device=x.device) + (number + 1) * past
+    first = cu_seqlens[:-1].to(x.device) + torch.arange(documents, device=x.device) * past
+    laid = x.new_zeros(length + documents * past, x.shape[2]).index_copy(0, token, x[0])
+    offsets = torch.arange(past, device=x.device)
+    if tail is not None:
+        laid = laid.index_copy(0, (first[:, None] + offsets).flatten(), tail.to(x.dtype).flatten(0, 1))
+    y = _convolve(laid[None], weight, bias)[:, token - past]
+    last = first + lengths.to(x.device)
+    return y, laid[last[:, None] + offsets]
+
+
+def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.to(dtype)

@@ -1,0 +1,125 @@
+"""Which implementation of a recurrence runs: chosen by device at call time, or by name.
+
+``choose`` says which and why, ``backends`` lists all with the reason when one cannot serve, and
+``backend(name)`` is a context manager that overrides the choice.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+from plait.errors import BackendUnavailable, OptionError, nearest
+
+NAMES = ("reference", "torch", "fla")
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can serve on this machine.
+
+    Args:
+        name: ``reference``, ``torch`` or ``fla``.
+        available: True when it can be asked for.
+        reason: why it can or cannot serve.
+        mend: what to do to make it available; empty when it is.
+    """
+
+    name: str
+    available: bool
+    reason: str
+    mend: str = ""
+
+
+_override: ContextVar[str | None] = ContextVar("plait_ops_backend", default=None)
+
+
+def _fla_status() -> BackendStatus:
+    if not torch.cuda.is_available():
+        return BackendStatus(
+            "fla",
+            False,
+            "its Triton kernels need a CUDA device and torch sees none",
+            "run on a machine with a CUDA GPU",
+        )
+    if importlib.util.find_spec("fla") is None:
+        return BackendStatus("fla", False, "flash-linear-attention is not installed", 'pip install "plait[gpu]"')
+    return BackendStatus("fla", True, "Triton kernels of flash-linear-attention, for CUDA tensors")
+
+
+def status(name: str) -> BackendStatus:
+    """Whether the backend of this name can serve, and why.
+
+    Raises:
+        OptionError: there is no backend of this name.
+    """
+    if name == "reference":
+        return BackendStatus("reference", True, "a loop over time steps: slow, exact, the oracle of the others")
+    if name == "torch":
+        return BackendStatus("torch", True, "chunkwise matrix products in PyTorch, any device")
+    if name == "fla":
+        return _fla_status()
+    raise OptionError(f"There is no backend named {name!r}.{nearest(name, [*NAMES, 'auto'])}")
+
+
+def backends() -> list[BackendStatus]:
+    """All backends, available or not."""
+    return [status(name) for name in NAMES]
+
+
+def choose(device_type: str) -> tuple[str, str]:
+    """The backend that ``"auto"`` takes for tensors on this kind of device, and why.
+
+    Args:
+        device_type: ``tensor.device.type``, such as ``"cpu"`` or ``"cuda"``.
+    """
+    name = _override.get()
+    if name is not None:
+        return name, f"plait.ops.backend({name!r}) is active"
+    if device_type == "cuda":
+        fla = _fla_status()
+        if fla.available:
+            return "fla", f"{device_type} tensors: {fla.reason}"
+        return "torch", f"{device_type} tensors, and fla cannot serve: {fla.reason}"
+    return "torch", f"{device_type} tensors: {status('torch').reason}"
+
+
+def resolve(name: str, device_type: str) -> str:
+    """The backend to run: ``name`` itself, or the choice for the device when it is ``"auto"``.
+
+    Raises:
+        OptionError: there is no backend of this name.
+        BackendUnavailable: it cannot serve here; the message says why and how to mend it.
+    """
+    if name == "auto":
+        return choose(device_type)[0]
+    found = status(name)
+    if not found.available:
+        raise BackendUnavailable(f"Backend {name!r} cannot serve: {found.reason}. Mend: {found.mend}.")
+    return name
+
+
+def overridden() -> bool:
+    """Whether a ``with backend(name)`` block is active."""
+    return _override.get() is not None
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every recurrence inside the ``with`` block on one backend (``"auto"`` restores the choice by device).
+
+    Raises:
+        OptionError: there is no backend of this name.
+        BackendUnavailable: it cannot serve here.
+    """
+    chosen = None if name == "auto" else resolve(name, "cpu")
+    token = _override.set(chosen)
+    try:
+        yield
+    finally:
+        _override.reset(token)

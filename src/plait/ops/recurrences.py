@@ -1,0 +1,238 @@
+"""The three recurrences that carry nearly every linear mixer: checks, dtypes, dispatch.
+
+Layout ``(B, T, H, D)``; log decay ``<= 0``; states fp32 (fp64 for fp64 inputs). Everything is computed in the
+state's dtype, also under autocast, and the output is cast to the dtype of the values. A log decay of ``-inf``
+forgets everything, exactly like any value below about ``-104`` (``-746`` in fp64), where ``exp`` gives zero.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from plait.errors import BackendUnavailable, OptionError
+from plait.ops import chunkwise, dispatch, reference
+
+
+def linear_scan(
+    log_a: Tensor, u: Tensor, *, state: Tensor | None = None, cu_seqlens: Tensor | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """First-order scan ``h_t = exp(log_a_t) h_{t-1} + u_t`` of HGRN (2311.04823, equation 5), RAT and RG-LRU.
+
+    Args:
+        log_a: log decay ``(B, T, D)``, ``<= 0``.
+        u: input ``(B, T, D)``.
+        state: ``h`` before the first step ``(B, D)``, or ``(N, D)`` with ``cu_seqlens``; None for zeros.
+        cu_seqlens: ``(N + 1,)`` int64 borders of the N documents packed into the single row (``B == 1``).
+        backend: ``auto``, ``reference``, ``torch`` or ``fla``.
+
+    Returns:
+        ``h`` ``(B, T, D)`` in ``u``'s dtype and the last ``h`` of each row or document in the state's dtype.
+
+    Raises:
+        OptionError: shapes that do not fit, or an unknown backend.
+        BackendUnavailable: the backend cannot serve here.
+    """
+    if u.dim() != 3 or log_a.shape != u.shape:
+        raise OptionError(f"linear_scan: log_a {_show(log_a)} and u {_show(u)} must both be (B, T, D).")
+    _check_state("linear_scan", state, (_rows("linear_scan", u, cu_seqlens), u.shape[2]))
+    chosen = _backend(backend, u)
+    if chosen == "fla":
+        from plait.ops import fla
+
+        return fla.linear_scan(log_a, u, state, cu_seqlens)
+    implementation = reference if chosen == "reference" else chunkwise
+    dtype = _compute_dtype(log_a, u)
+    with _no_autocast(u):
+        h, last = implementation.linear_scan(log_a.to(dtype), u.to(dtype), _cast(state, dtype), cu_seqlens)
+    return h.to(u.dtype), last
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int = 64,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Linear attention with decay: ``S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T``, ``o_t = S_t^T (scale q_t)``.
+
+    One decay per head is RetNet (2307.08621), Lightning and Mamba-2 (2405.21060); one per key channel is GLA
+    (2312.06635, section 4) and HGRN2; none is plain linear attention.
+
+    Args:
+        q: queries ``(B, T, H, K)``.
+        k: keys ``(B, T, H, K)``.
+        v: values ``(B, T, HV, V)``, ``HV`` a multiple of ``H``: value head ``j`` reads key head ``j // (HV // H)``.
+        log_decay: None, ``(HV,)``, ``(B, T, HV)`` or ``(B, T, HV, K)``, ``<= 0``.
+        scale: factor on ``q``; None for ``K ** -0.5``.
+        state: ``S`` before the first token ``(B, HV, K, V)``, or ``(N, HV, K, V)`` with ``cu_seqlens``; None for zeros.
+        cu_seqlens: ``(N + 1,)`` int64 borders of the N documents packed into the single row (``B == 1``).
+        chunk_size: tokens treated at once by chunkwise backends (an upper bound); the result does not depend on it.
+        backend: ``auto``, ``reference``, ``torch`` or ``fla``.
+
+    Returns:
+        Output ``(B, T, HV, V)`` in ``v``'s dtype, and the state after the last token of each row or document.
+
+    Raises:
+        OptionError: shapes that do not fit, a chunk size below 1, or an unknown backend.
+        BackendUnavailable: the backend cannot serve here.
+    """
+    return _attend("linear_attention", q, k, v, None, log_decay, scale, state, cu_seqlens, chunk_size, backend)
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int = 64,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Delta rule: ``S~ = diag(e^{g_t}) S_{t-1}``, ``S_t = S~ + beta_t k_t (v_t - S~^T k_t)^T``.
+
+    The read ``o_t = S_t^T (scale q_t)`` comes after the write. Without decay this is DeltaNet (2406.06484), with one
+    per head Gated DeltaNet (2412.06464, equation 10), with one per key channel Kimi Delta Attention (2510.26692).
+    Keys are used as they are: the mixers normalise them.
+
+    Args:
+        q: queries ``(B, T, H, K)``.
+        k: keys ``(B, T, H, K)``.
+        v: values ``(B, T, HV, V)``, ``HV`` a multiple of ``H``: value head ``j`` reads key head ``j // (HV // H)``.
+        beta: writing strength ``(B, T, HV)``, in ``[0, 2]`` for keys of length one.
+        log_decay: None, ``(HV,)``, ``(B, T, HV)`` or ``(B, T, HV, K)``, ``<= 0``.
+        scale: factor on ``q``; None for ``K ** -0.5``.
+        state: ``S`` before the first token ``(B, HV, K, V)``, or ``(N, HV, K, V)`` with ``cu_seqlens``; None for zeros.
+        cu_seqlens: ``(N + 1,)`` int64 borders of the N documents packed into the single row (``B == 1``).
+        chunk_size: tokens treated at once by chunkwise backends (an upper bound); the result does not depend on it.
+        backend: ``auto``, ``reference``, ``torch`` or ``fla``.
+
+    Returns:
+        Output ``(B, T, HV, V)`` in ``v``'s dtype, and the state after the last token of each row or document.
+
+    Raises:
+        OptionError: shapes that do not fit, a chunk size below 1, or an unknown backend.
+        BackendUnavailable: the backend cannot serve here.
+    """
+    if beta.shape != v.shape[:3]:
+        raise OptionError(f"delta_rule: beta {_show(beta)} must be (B, T, HV) = {tuple(v.shape[:3])}.")
+    return _attend("delta_rule", q, k, v, beta, log_decay, scale, state, cu_seqlens, chunk_size, backend)
+
+
+def _attend(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    log_decay: Tensor | None,
+    scale: float | None,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    chunk_size: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    if q.dim() != 4 or k.shape != q.shape:
+        raise OptionError(f"{name}: q {_show(q)} and k {_show(k)} must both be (B, T, H, K).")
+    batch, length, heads, width = q.shape
+    if v.dim() != 4 or v.shape[:2] != q.shape[:2] or v.shape[2] % heads:
+        raise OptionError(
+            f"{name}: v {_show(v)} must be (B, T, HV, V) with (B, T) = {(batch, length)} and HV a multiple of {heads}."
+        )
+    value_heads = v.shape[2]
+    shapes = [(value_heads,), (batch, length, value_heads), (batch, length, value_heads, width)]
+    if log_decay is not None and tuple(log_decay.shape) not in shapes:
+        raise OptionError(
+            f"{name}: log_decay {_show(log_decay)} must be None, (HV,), (B, T, HV) or (B, T, HV, K), "
+            f"here {', '.join(map(str, shapes))}."
+        )
+    if chunk_size < 1:
+        raise OptionError(f"{name}: chunk_size={chunk_size} must be at least 1.")
+    _check_state(name, state, (_rows(name, v, cu_seqlens), value_heads, width, v.shape[3]))
+    scale = width**-0.5 if scale is None else scale
+    chosen = _backend(backend, v, width)
+    if chosen == "fla":
+        from plait.ops import fla
+
+        return fla.attend(q, k, v, beta, log_decay, scale, state, cu_seqlens)
+    implementation = reference if chosen == "reference" else chunkwise
+    dtype = _compute_dtype(q, k, v)
+    with _no_autocast(v):
+        o, last = implementation.attend(
+            q.to(dtype) * scale,
+            k.to(dtype),
+            v.to(dtype),
+            _cast(beta, dtype),
+            _cast(log_decay, dtype),
+            _cast(state, dtype),
+            cu_seqlens,
+            chunk_size,
+        )
+    return o.to(v.dtype), last
+
+
+def _backend(name: str, x: Tensor, key_width: int = 0) -> str:
+    """The backend for this call; where fla was chosen by ``auto`` but cannot take the tensors, torch runs."""
+    chosen = dispatch.resolve(name, x.device.type)
+    if chosen != "fla":
+        return chosen
+    from plait.ops import fla
+
+    reason = fla.refuses(x, key_width)
+    if reason is None:
+        return chosen
+    if name == "auto" and not dispatch.overridden():
+        return "torch"
+    raise BackendUnavailable(f"Backend 'fla' cannot serve: {reason}. Mend: ask for backend 'torch' or 'auto'.")
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.to(dtype)
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _rows(name: str, x: Tensor, cu_seqlens: Tensor | None) -> int:
+    """How many states there are: rows of the batch, or packed documents."""
+    batch, length = x.shape[:2]
+    if length < 1:
+        raise OptionError(f"{name}: the sequence is empty (shape {_show(x)}); give at least one token.")
+    if cu_seqlens is None:
+        return batch
+    if batch != 1:
+        raise OptionError(f"{name}: cu_seqlens needs one packed row (B == 1), got B = {batch}.")
+    borders = cu_seqlens.tolist()
+    if borders[0] != 0 or borders[-1] != length or any(a >= b for a, b in pairwise(borders)):
+        raise OptionError(
+            f"{name}: cu_seqlens must rise strictly from 0 to T = {length} (no empty document), got {borders}."
+        )
+    return len(borders) - 1
+
+
+def _check_state(name: str, state: Tensor | None, shape: tuple[int, ...]) -> None:
+    if state is not None and tuple(state.shape) != shape:
+        raise OptionError(f"{name}: state {_show(state)} must be {shape}.")
+
+
+def _show(x: Tensor) -> str:
+    return str(tuple(x.shape))

@@ -1,0 +1,197 @@
+"""Writes a study's report: one HTML page that opens offline, the same as JSON, and a table as CSV."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from plait.report import figures, labels
+from plait.report.chart import Chart
+from plait.report.series import is_transformer
+from plait.report.style import DASHES, PALETTE, SYMBOLS, mixer_styles
+from plait.report.tables import csv_text, full_table, metric_order
+from plait.study.summary import Configuration, Guard, StudySummary
+
+
+def write_report(summary: StudySummary, folder: Path) -> Path:
+    """Write ``report.html``, ``report.json`` and ``report.csv``.
+
+    Args:
+        summary: what the study found.
+        folder: where the files go; made if absent. Each file is replaced atomically.
+
+    Returns:
+        Path of ``report.html``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "report.json", summary.model_dump_json(indent=2) + "\n")
+    _replace(folder / "report.csv", csv_text(summary))
+    _replace(folder / "report.html", render(summary))
+    return folder / "report.html"
+
+
+def render(summary: StudySummary) -> str:
+    """The page as text.
+
+    Args:
+        summary: what the study found.
+
+    Returns:
+        HTML that loads nothing from anywhere.
+    """
+    styles = mixer_styles(one.mixer for one in summary.configurations)
+    context = figures.longest_context(summary)
+    known = {metric for one in summary.configurations for metric in one.metrics}
+    loss_metric = "bits_per_byte" if "bits_per_byte" in known else "loss"
+    sections = {
+        "loss": _present(figures.ratio_chart(summary, styles, loss_metric, "loss", better="lower is better")),
+        "recall": _present(figures.ratio_chart(summary, styles, "recall", "recall", better="higher is better")),
+        "pareto": _present(figures.pareto_chart(summary, styles, context)),
+        "curves": _present(*(figures.curve_chart(summary, styles, track) for track in _curve_tracks(summary))),
+        "hits": figures.loss_charts(summary, styles),
+        "decode": _present(figures.decode_chart(summary, styles)),
+    }
+    charts = [chart for group in sections.values() for chart in group]
+    columns, rows = full_table(summary)
+    mixers = {one.key: one.mixer for one in summary.configurations}
+    environment = Environment(
+        loader=PackageLoader("plait", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    source = environment.loader
+    assert source is not None
+    return environment.get_template("template.html.j2").render(
+        summary=summary,
+        labels=labels,
+        styles=styles,
+        mixers=mixers,
+        symbols=SYMBOLS,
+        dashes=DASHES,
+        palette=PALETTE,
+        sections=sections,
+        missing=_missing(sections),
+        why=_why(summary),
+        void=_void(summary),
+        pending=summary.trials - summary.finished - len(summary.failed),
+        facts=_facts(summary, context, loss_metric),
+        columns=columns,
+        rows=rows,
+        table_note=labels.interval_note(item for one in summary.configurations for item in one.metrics.items()),
+        verdicts=_verdicts(summary),
+        seeds=_seeds(summary),
+        study=yaml.safe_dump(summary.model_dump(mode="json")["study"], sort_keys=False, allow_unicode=True, width=100),
+        style=Markup(source.get_source(environment, "style.css")[0]),
+        script=Markup(source.get_source(environment, "script.js")[0]),
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        payload=Markup(_script_json({"palette": PALETTE, "charts": [_drawn(chart) for chart in charts]})),
+    )
+
+
+def _present(*charts: Chart | None) -> list[Chart]:
+    return [chart for chart in charts if chart is not None]
+
+
+def _drawn(chart: Chart) -> dict[str, Any]:
+    return {"name": chart.name, "data": chart.data, "layout": chart.layout}
+
+
+def _script_json(value: Any) -> str:
+    """JSON that cannot end the script element that holds it."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _curve_tracks(summary: StudySummary) -> list[str]:
+    return list(dict.fromkeys([*summary.tracks, *(curve.track for curve in summary.curves)]))
+
+
+def _missing(sections: dict[str, list[Chart]]) -> list[str]:
+    """What this study did not measure, in words."""
+    words = {
+        "loss": "language modelling loss",
+        "recall": "recall",
+        "hits": "the split of the loss into AR hits and other tokens",
+        "curves": "training curves",
+        "decode": "decoding speed",
+    }
+    return [text for name, text in words.items() if not sections[name]]
+
+
+def _why(summary: StudySummary) -> list[str]:
+    """The sentences of the answer; a heading above them already says when there is no recommendation."""
+    plain = [sentence.removeprefix("No recommendation: ") for sentence in summary.recommendation.sentences]
+    return [sentence[:1].upper() + sentence[1:] for sentence in plain]
+
+
+def _void(summary: StudySummary) -> list[Guard]:
+    """Guards of tracks that prove nothing, unless the answer has said so."""
+    said = " ".join(summary.recommendation.sentences).casefold()
+    return [guard for guard in summary.guards if not guard.learnt and guard.message.casefold() not in said]
+
+
+def _facts(summary: StudySummary, context: int | None, loss_metric: str) -> list[tuple[str, list[str]]]:
+    """Rows of the small table beside the answer: the recommended configuration, and the transformer if there is one."""
+    chosen = next((one for one in summary.configurations if one.key == summary.recommendation.key), None)
+    if chosen is None:
+        return []
+    shown = [chosen, *(one for one in summary.configurations if is_transformer(one) and one is not chosen)][:2]
+    facts = [("", [one.key for one in shown]), ("Layers", [labels.layers(one) for one in shown])]
+    facts.append(("Parameters", [_parameters(one) for one in shown]))
+    if context is not None:
+        row = [labels.byte_size(one.cache_bytes[context]) for one in shown]
+        facts.append((f"Cache of one sequence at {labels.integer(context)} tokens", row))
+    speeds = [metric for metric in metric_order(summary) if metric.startswith("decode@")]
+    for metric in [loss_metric, "recall", *speeds[-1:]]:
+        if all(labels.finite(one.metrics.get(metric)) for one in shown):
+            name, unit = labels.metric_name(metric)
+            cells = []
+            for one in shown:
+                value = one.metrics[metric]
+                reach = labels.span(metric, value)
+                cells.append(labels.number(metric, value.mean) + (f" ({reach})" if reach else ""))
+            facts.append((f"{name}, {unit}", cells))
+    return facts
+
+
+def _parameters(one: Configuration) -> str:
+    if len(set(one.parameters.values())) <= 1:
+        return next((labels.count(number) for number in one.parameters.values()), labels.MISSING)
+    return ", ".join(f"{labels.count(number)} ({track})" for track, number in one.parameters.items())
+
+
+def _verdicts(summary: StudySummary) -> list[tuple[str, int]]:
+    order = ["holds", "does not hold", "inconclusive"]
+    return [(verdict, sum(claim.verdict == verdict for claim in summary.claims)) for verdict in order]
+
+
+def _seeds(summary: StudySummary) -> dict[str, list[int]]:
+    seeds: dict[str, set[int]] = {}
+    for one in summary.configurations:
+        for track, own in one.seeds.items():
+            seeds.setdefault(track, set()).update(own)
+    return {track: sorted(own) for track, own in seeds.items()}
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,189 @@
+"""The study file: a grid of configurations, the tracks that measure them, the seeds, the rule's thresholds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from plait.catalog import names
+from plait.errors import OptionError, nearest
+from plait.training.config import Positive, Strict, read_yaml, validated
+
+#: Short names of grid axes.
+SHORT_AXES = {"mixers": "model.mixer", "ratios": "model.ratio"}
+
+#: Axes that say which layers a model has; the transformer is one point of them, whatever else the grid holds.
+ARCHITECTURE_AXES = ("model.mixer", "model.ratio", "model.placement", "model.layer_types")
+
+_RATIO = re.compile(r"pure|full|[1-9][0-9]*:1")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Sections(Strict):
+    """Partial sections of a run file (``plait.training.config.RunConfig``); checked when trials are resolved."""
+
+    model: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+
+
+class Track(Sections):
+    """One thing that every configuration is trained on and measured by; its sections override ``base``.
+
+    Args:
+        kind: ``lm`` (loss on held-out text) or ``recall`` (accuracy of associative recall).
+        seeds: seeds of this track, instead of the study's.
+    """
+
+    kind: Literal["lm", "recall"]
+    seeds: list[int] | None = None
+
+
+class Override(Strict):
+    """Values for some points of the grid.
+
+    Args:
+        when: dotted keys and the value (or list of values) that they must have; ``track`` names a track.
+        set: dotted keys and the values that they get.
+    """
+
+    when: dict[str, Any]
+    set: dict[str, Any]
+
+
+class Thresholds(Strict):
+    """What the guard and the recommendation compare with; all are fixed before the study runs.
+
+    Args:
+        learnt: recall that the transformer must reach for a recall track to prove anything.
+        loss_tolerance: a recommended configuration's loss is at most this fraction above the best loss.
+        recall_tolerance: its mean recall is at most this far below the transformer's.
+    """
+
+    learnt: Fraction = 0.9
+    loss_tolerance: Annotated[float, Field(ge=0)] = 0.02
+    recall_tolerance: Fraction = 0.05
+
+
+class StudyFile(Strict):
+    """A study as its file says it.
+
+    Args:
+        name: name of the study and of its folder under ``runs/``.
+        description: a sentence for the report.
+        base: sections that all trials share.
+        tracks: what is learnt and measured, by name; at most one of each kind.
+        grid: dotted key -> values; ``mixers`` and ``ratios`` are short for ``model.mixer`` and ``model.ratio``.
+        transformer: add a transformer of the same sizes once, as the baseline.
+        seeds: every configuration is trained once per seed.
+        exclude: points to leave out, each a mapping of dotted keys to values.
+        overrides: values for some points only.
+        thresholds: of the guard and the recommendation.
+        contexts: context lengths at which cache bytes are computed; the longest one decides.
+        workers: processes at a time; None takes one per GPU, or one per core up to 8.
+        vocab_size: what ``plait study plan`` assumes for a tokenizer that has to be downloaded.
+    """
+
+    name: str
+    description: str = ""
+    base: Sections = Sections()
+    tracks: dict[str, Track]
+    grid: dict[str, list[Any]]
+    transformer: bool = True
+    seeds: list[int] = Field(default_factory=lambda: [0])
+    exclude: list[dict[str, Any]] = Field(default_factory=list)
+    overrides: list[Override] = Field(default_factory=list)
+    thresholds: Thresholds = Thresholds()
+    contexts: list[Positive] = Field(default_factory=lambda: [1024, 4096, 16384], min_length=1)
+    workers: Positive | None = None
+    vocab_size: Positive | None = None
+
+    @property
+    def axes(self) -> dict[str, list[Any]]:
+        """The grid with full dotted keys."""
+        return {SHORT_AXES.get(key, key): values for key, values in self.grid.items()}
+
+    def track_of(self, kind: str) -> str | None:
+        """Name of the track of this kind, or None."""
+        return next((name for name, track in self.tracks.items() if track.kind == kind), None)
+
+
+def parse_study(values: Any, source: str) -> StudyFile:
+    """A validated study.
+
+    Args:
+        values: content of the file.
+        source: the file's name, for messages.
+
+    Raises:
+        OptionError: naming the key, the value and the nearest valid key.
+    """
+    if not isinstance(values, dict):
+        raise OptionError(f"{source}: a study file is a mapping with 'name', 'tracks' and 'grid'.")
+    study = validated(StudyFile, values, source)
+    if not _NAME.fullmatch(study.name):
+        raise OptionError(f"{source}: name = {study.name!r}: use letters, digits, '.', '_' and '-' only.")
+    _check_tracks(study, source)
+    _check_grid(study, source)
+    for override in study.overrides:
+        clash = set(override.set) & set(study.axes)
+        if clash:
+            raise OptionError(
+                f"{source}: overrides set {sorted(clash)[0]!r}, which is an axis of the grid; drop one of the two."
+            )
+    return study
+
+
+def load_study(path: Path) -> StudyFile:
+    """Read and check a study file."""
+    return parse_study(read_yaml(path), str(path))
+
+
+def _check_tracks(study: StudyFile, source: str) -> None:
+    if not study.tracks:
+        raise OptionError(f"{source}: tracks is empty; name at least one, such as 'lm: {{kind: lm, data: ...}}'.")
+    kinds = [track.kind for track in study.tracks.values()]
+    for kind in set(kinds):
+        if kinds.count(kind) > 1:
+            raise OptionError(
+                f"{source}: tracks holds {kinds.count(kind)} tracks of kind {kind!r}; "
+                "a study has at most one of each kind."
+            )
+    for where, seeds in [("seeds", study.seeds)] + [(f"tracks.{n}.seeds", t.seeds) for n, t in study.tracks.items()]:
+        if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
+            raise OptionError(f"{source}: {where} = {seeds}: give at least one seed, and each once.")
+
+
+def _check_grid(study: StudyFile, source: str) -> None:
+    doubled = [short for short, full in SHORT_AXES.items() if short in study.grid and full in study.grid]
+    if doubled:
+        raise OptionError(
+            f"{source}: grid holds both {doubled[0]!r} and {SHORT_AXES[doubled[0]]!r}, which are the same axis."
+        )
+    sections = list(Sections.model_fields)
+    for key, values in study.axes.items():
+        section, _, field = key.partition(".")
+        if section not in sections or not field:
+            known = [*SHORT_AXES, *(f"{name}.KEY" for name in sections)]
+            raise OptionError(
+                f"{source}: grid.{key} = {values}: an axis is a dotted key of a section.{nearest(key, known)}"
+            )
+        if not values:
+            raise OptionError(f"{source}: grid.{key} is empty; give at least one value.")
+    for ratio in study.axes.get("model.ratio", []):
+        if not isinstance(ratio, str) or not _RATIO.fullmatch(ratio):
+            hint = (
+                " Quote ratios: YAML reads 3:1 without quotes as a number in base 60." if isinstance(ratio, int) else ""
+            )
+            raise OptionError(f'{source}: grid ratio {ratio!r}: write "pure", "full" or "R:1", such as "3:1".{hint}')
+    own = {key for part in [study.base, *study.tracks.values()] for key in part.model.get("mixers", {})}
+    for mixer in study.axes.get("model.mixer", []):
+        known = [*names("mixer"), *own]
+        if mixer not in known:
+            raise OptionError(f"{source}: grid mixer {mixer!r} does not exist.{nearest(str(mixer), known)}")

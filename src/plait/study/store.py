@@ -1,0 +1,127 @@
+"""Where a study keeps its files: ``study.json`` and one folder per trial."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from plait.errors import StudyError
+from plait.study.file import StudyFile, parse_study
+from plait.study.trials import Trial, trials
+from plait.training.checkpoint import checkpoints, write_json
+from plait.training.metrics import read_metrics
+
+STUDY, CONFIG, RESULT, ERROR, LOG, LOCK = "study.json", "config.json", "result.json", "error.json", "log.txt", "lock"
+
+
+class Store:
+    """The folder of one study.
+
+    Args:
+        folder: ``runs/NAME`` or another place.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write_study(self, study: StudyFile, source: str, command: str) -> None:
+        """Record what was asked for, so that the folder can be reported without the file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"source": source, "command": command, "study": study.model_dump(mode="json")}
+        write_json(self.folder / STUDY, {**content, "created": datetime.now(UTC).isoformat(timespec="seconds")})
+
+    def read_study(self) -> tuple[StudyFile, dict[str, Any]]:
+        """The study and the record around it.
+
+        Raises:
+            StudyError: the folder holds no study.
+        """
+        path = self.folder / STUDY
+        if not path.is_file():
+            raise StudyError(
+                f"{self.folder} holds no study ({STUDY} is missing); run 'plait study run FILE.yaml' first."
+            )
+        record = _read(path)
+        return parse_study(record["study"], str(path)), record
+
+    def trials(self) -> list[Trial]:
+        """The trials of the recorded study."""
+        study, record = self.read_study()
+        return trials(study, record["source"])
+
+    def path(self, trial: Trial) -> Path:
+        """Folder of a trial."""
+        return self.folder / "trials" / trial.hash
+
+    def result(self, trial: Trial) -> dict[str, Any] | None:
+        """What a finished trial measured, else None."""
+        path = self.path(trial) / RESULT
+        return _read(path) if path.is_file() else None
+
+    def begin(self, trial: Trial) -> None:
+        """Prepare a trial's folder for a run."""
+        self.path(trial).mkdir(parents=True, exist_ok=True)
+        write_json(self.path(trial) / CONFIG, trial.record())
+        (self.path(trial) / ERROR).unlink(missing_ok=True)
+
+    def finish(self, trial: Trial, content: dict[str, Any]) -> None:
+        """Write a trial's result; the file appears whole or not at all."""
+        write_json(self.path(trial) / RESULT, {**content, "config": trial.record(), "seed": trial.seed})
+
+    def error(self, trial: Trial) -> dict[str, Any] | None:
+        """Why a trial failed, or None."""
+        path = self.path(trial) / ERROR
+        return _read(path) if path.is_file() else None
+
+    def fail(self, trial: Trial, error: str, details: str = "", killed: bool = False) -> None:
+        """Record that a trial failed; its log and checkpoints stay.
+
+        Args:
+            trial: the trial.
+            error: what went wrong, in a line.
+            details: the traceback.
+            killed: its process was ended from outside, so the next run goes on with it.
+        """
+        write_json(self.path(trial) / ERROR, {"error": error, "details": details, "killed": killed})
+
+    def state(self, trial: Trial) -> str:
+        """``done``, ``running``, ``failed``, ``stopped`` (has a checkpoint or was killed) or ``waiting``."""
+        if self.result(trial) is not None:
+            return "done"
+        if self.running(trial):
+            return "running"
+        error = self.error(trial)
+        if error is not None:
+            return "stopped" if error["killed"] else "failed"
+        return "stopped" if checkpoints(self.path(trial)) else "waiting"
+
+    def lock(self, trial: Trial) -> FileLock:
+        """The lock that a process holds while it runs the trial; the system frees it when the process ends."""
+        self.path(trial).mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path(trial) / LOCK, timeout=0)
+
+    def running(self, trial: Trial) -> bool:
+        """Whether some process holds the trial's lock."""
+        if not (self.path(trial) / LOCK).exists():
+            return False
+        try:
+            with self.lock(trial):
+                return False
+        except Timeout:
+            return True
+
+    def step(self, trial: Trial) -> int:
+        """Last logged step of a trial."""
+        records = read_metrics(self.path(trial))
+        return int(records[-1]["step"]) if records else 0
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path} cannot be read ({error}); delete {path.parent} to run it again.") from None

@@ -1,0 +1,212 @@
+"""From the folder of a study to its summary: configurations, guards, claims, recommendation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from plait.study.architecture import Architecture
+from plait.study.claims import paper_claims
+from plait.study.file import StudyFile
+from plait.study.recommend import recommend
+from plait.study.statistics import interval, pareto, scaled
+from plait.study.store import LOG, Store
+from plait.study.summary import Configuration, Curve, FailedTrial, Guard, Interval, StudySummary
+from plait.study.trials import Trial
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial with what it measured."""
+
+    trial: Trial
+    result: dict[str, Any]
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        return self.result["evaluation"]
+
+
+def summarise(folder: Path) -> StudySummary:
+    """Everything that a report of the study says; trials that have not finished are left out and counted.
+
+    Args:
+        folder: of a study that has been run, at least in part.
+
+    Raises:
+        StudyError: the folder holds no study, or a damaged file.
+    """
+    store = Store(Path(folder))
+    study, record = store.read_study()
+    trials = store.trials()
+    finished = [Finished(trial, result) for trial in trials if (result := store.result(trial)) is not None]
+    configurations = _configurations(study, finished)
+    guards = _guards(study, configurations)
+    complete = len(finished) == len(trials)
+    return StudySummary(
+        name=study.name,
+        description=study.description,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=record["command"],
+        seconds=_busy_seconds(finished),
+        versions=finished[0].result["versions"] if finished else {},
+        machine=", ".join(sorted({one.result["machine"] for one in finished})),
+        tracks={name: track.kind for name, track in study.tracks.items()},
+        configurations=configurations,
+        pareto=_front(configurations, max(study.contexts)),
+        curves=[_curve(one) for one in finished],
+        guards=guards,
+        recommendation=recommend(study, configurations, guards, complete),
+        claims=paper_claims(configurations, guards),
+        failed=[_failed(store, trial) for trial in trials if store.error(trial) is not None],
+        trials=len(trials),
+        finished=len(finished),
+        study=study.model_dump(mode="json"),
+    )
+
+
+def _busy_seconds(finished: Iterable[Finished]) -> float:
+    """Wall-clock time during which at least one of the trials ran."""
+    busy, last = 0.0, 0.0
+    for start, end in sorted((one.result["started"], one.result["ended"]) for one in finished):
+        busy += max(0.0, end - max(start, last))
+        last = max(last, end)
+    return busy
+
+
+def _configurations(study: StudyFile, finished: Sequence[Finished]) -> list[Configuration]:
+    """One per key, in the order of the study; those without a finished trial are absent."""
+    groups: dict[str, list[Finished]] = defaultdict(list)
+    for one in finished:
+        groups[one.trial.key].append(one)
+    return [_configuration(study, key, group) for key, group in groups.items()]
+
+
+def _configuration(study: StudyFile, key: str, group: list[Finished]) -> Configuration:
+    by_track: dict[str, list[Finished]] = defaultdict(list)
+    for one in group:
+        by_track[one.trial.track].append(one)
+    deployed = min(by_track.values(), key=lambda track: track[0].trial.kind != "lm")[0]
+    model, architecture = deployed.trial.config.model, Architecture.of(deployed.trial.config)
+    metrics: dict[str, Interval] = {}
+    for track in by_track.values():
+        metrics |= _lm_metrics(track) if track[0].trial.kind == "lm" else _recall_metrics(track)
+    return Configuration(
+        key=key,
+        mixer=model.mixer if model.layer_types is None else "+".join(dict.fromkeys(model.layer_types)),
+        ratio=model.ratio if model.layer_types is None else "explicit",
+        placement=model.placement,
+        n_linear=architecture.layers - len(architecture.full_layers),
+        n_full=len(architecture.full_layers),
+        full_layers=architecture.full_layers,
+        parameters={name: track[0].evaluation["parameters"] for name, track in by_track.items()},
+        cache_bytes={T: architecture.cache_bytes(T) for T in sorted(study.contexts)},
+        metrics={**metrics, **_decode_metrics([deployed, *group])},
+        seeds={name: [one.trial.seed for one in track] for name, track in by_track.items()},
+        fields=deployed.trial.fields,
+    )
+
+
+def _lm_metrics(track: list[Finished]) -> dict[str, Interval]:
+    """Losses over seeds, or over evaluation batches when there is one seed."""
+    parts = [one.evaluation["lm"] for one in track]
+    metrics = {"loss": _loss(parts)}
+    bits = [part["bits_per_byte"] for part in parts]
+    metrics["bits_per_byte"] = scaled(metrics["loss"], bits[0] / parts[0]["loss"]) if len(bits) == 1 else _seeds(bits)
+    for name, key in (("ar_loss", "ar_hits"), ("other_loss", "other")):
+        groups = [part[key] for part in parts]
+        if all(group is not None and group["loss"] is not None for group in groups):
+            metrics[name] = _loss(groups)
+    return metrics
+
+
+def _loss(parts: Sequence[Mapping[str, Any]]) -> Interval:
+    losses = [part["loss"] for part in parts]
+    if len(parts) > 1 or len(parts[0]["batches"]) < 2:
+        return _seeds(losses)
+    spread = interval(parts[0]["batches"], "batches")  # batches may differ in targets: the mean stays the loss itself
+    ends = {"low": min(spread.low, losses[0]), "high": max(spread.high, losses[0])}
+    return spread.model_copy(update={"mean": losses[0], **ends})
+
+
+def _seeds(values: Sequence[float]) -> Interval:
+    return interval(values, "seeds")
+
+
+def _recall_metrics(track: list[Finished]) -> dict[str, Interval]:
+    """Recall per setting and their mean, over seeds, or over held-out examples when there is one seed."""
+    values: dict[str, list[float]] = {}
+    settings = [(row["length"], row["pairs"]) for row in track[0].evaluation["mqar"]]
+    for index, (length, pairs) in enumerate(settings):
+        rows = [one.evaluation["mqar"][index] for one in track]
+        examples = rows[0].get("per_example") if len(rows) == 1 else None
+        values[f"recall@{length}x{pairs}"] = examples or [row["accuracy"] for row in rows]
+    columns = list(values.values())
+    if columns and len({len(column) for column in columns}) == 1:
+        values["recall"] = [sum(row) / len(row) for row in zip(*columns, strict=True)]
+    over = "batches" if len(track) == 1 else "seeds"
+    return {name: interval(column, over, (0.0, 1.0)) for name, column in values.items()}  # type: ignore[arg-type]
+
+
+def _decode_metrics(group: Iterable[Finished]) -> dict[str, Interval]:
+    """Speed of the first track that measured it, over its seeds."""
+    speeds: dict[int, list[float]] = defaultdict(list)
+    track = None
+    for one in {one.trial.hash: one for one in group}.values():
+        rows = one.evaluation.get("decode") or []
+        if rows and track in (None, one.trial.track):
+            track = one.trial.track
+            for row in rows:
+                speeds[row["context"]].append(row["tokens_per_second"])
+    return {f"decode@{context}": _seeds(values) for context, values in speeds.items()}
+
+
+def _curve(one: Finished) -> Curve:
+    points = [(int(step), float(loss)) for step, loss in one.result["train"]["losses"]]
+    return Curve(key=one.trial.key, track=one.trial.track, seed=one.trial.seed, points=points)
+
+
+def _front(configurations: Iterable[Configuration], context: int) -> list[str]:
+    measured = [one for one in configurations if "recall" in one.metrics]
+    return pareto({one.key: (one.cache_bytes[context], one.metrics["recall"].mean) for one in measured})
+
+
+def _guards(study: StudyFile, configurations: Sequence[Configuration]) -> list[Guard]:
+    """Whether a transformer learnt each recall track; of several the best counts."""
+    threshold = study.thresholds.learnt
+    guards = []
+    for track, section in study.tracks.items():
+        if section.kind != "recall":
+            continue
+        baselines = [one for one in configurations if one.ratio == "full" and "recall" in one.metrics]
+        best = max(baselines, key=lambda one: one.metrics["recall"].mean, default=None)
+        accuracy = best.metrics["recall"].mean if best else None
+        learnt = accuracy is not None and accuracy >= threshold
+        if accuracy is None:
+            message = f"Track {track!r} has no finished transformer, so nothing shows that it can be learnt."
+        elif learnt:
+            message = (
+                f"The transformer learnt track {track!r}: recall {accuracy:.3f}, at least {threshold:g} was asked for."
+            )
+        else:
+            message = (
+                f"The transformer did not learn track {track!r} (recall {accuracy:.3f}, {threshold:g} was asked for), "
+                "so its results say nothing about mixers; train longer or make the task easier."
+            )
+        name = best.key if best else "transformer"
+        guards.append(
+            Guard(track=track, baseline=name, accuracy=accuracy, threshold=threshold, learnt=learnt, message=message)
+        )
+    return guards
+
+
+def _failed(store: Store, trial: Trial) -> FailedTrial:
+    error = store.error(trial) or {"error": ""}
+    log = store.path(trial) / LOG
+    return FailedTrial(
+        trial=trial.hash, key=trial.key, track=trial.track, seed=trial.seed, error=error["error"], log=str(log)
+    )

@@ -1,0 +1,120 @@
+"""The result of a study as plain data: what ``report.json`` holds and what the report draws."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+Verdict = Literal["holds", "does not hold", "inconclusive"]
+
+
+class Interval(BaseModel):
+    """A mean with a 95 % bootstrap interval, over ``n`` seeds, or over batches when there is one seed."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    over: Literal["seeds", "batches", "none"]
+
+
+class Configuration(BaseModel):
+    """One architecture of the grid, its seeds taken together.
+
+    Args:
+        key: unique label, such as ``gated_deltanet 3:1``.
+        mixer, ratio, placement: as in the study file; the transformer is ``attention`` / ``full``.
+        n_linear, n_full, full_layers: counts and indices, since papers mean different things by "3:1".
+        parameters: trainable parameters, by track.
+        cache_bytes: bytes held by one sequence at each context length (computed from ``cost``).
+        metrics: by name. LM track: ``loss``, ``bits_per_byte``, ``ar_loss``, ``other_loss``; recall track:
+            ``recall`` (mean over settings) and ``recall@LENGTHxPAIRS``; speed: ``decode@CONTEXT`` in tokens/s.
+        seeds: seeds by track.
+        fields: further grid fields by dotted key.
+    """
+
+    key: str
+    mixer: str
+    ratio: str
+    placement: str
+    n_linear: int
+    n_full: int
+    full_layers: list[int]
+    parameters: dict[str, int]
+    cache_bytes: dict[int, int]
+    metrics: dict[str, Interval]
+    seeds: dict[str, list[int]]
+    fields: dict[str, Any] = {}
+
+
+class Curve(BaseModel):
+    """Training loss of one trial: ``points`` are (step, loss)."""
+
+    key: str
+    track: str
+    seed: int
+    points: list[tuple[int, float]]
+
+
+class Guard(BaseModel):
+    """Whether the transformer learnt a recall track; if not, that track proves nothing."""
+
+    track: str
+    baseline: str
+    accuracy: float | None
+    threshold: float
+    learnt: bool
+    message: str
+
+
+class Recommendation(BaseModel):
+    """The answer: a configuration and why, in at most two sentences with figures; None when nothing can be said."""
+
+    key: str | None
+    sentences: list[str]
+
+
+class PaperClaim(BaseModel):
+    """A sentence of the paper beside what this study saw."""
+
+    name: str
+    sentence: str
+    published: str
+    rule: str
+    verdict: Verdict
+    seen: str
+
+
+class FailedTrial(BaseModel):
+    """A trial that ended in an error."""
+
+    trial: str
+    key: str
+    track: str
+    seed: int
+    error: str
+    log: str
+
+
+class StudySummary(BaseModel):
+    """Everything that a report says."""
+
+    name: str
+    description: str
+    created: str
+    command: str
+    seconds: float
+    versions: dict[str, str]
+    machine: str
+    tracks: dict[str, str]
+    configurations: list[Configuration]
+    pareto: list[str]
+    curves: list[Curve]
+    guards: list[Guard]
+    recommendation: Recommendation
+    claims: list[PaperClaim]
+    failed: list[FailedTrial]
+    trials: int
+    finished: int
+    study: dict[str, Any]

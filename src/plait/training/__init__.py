@@ -1,0 +1,29 @@
+"""Training: run files, the resumable runner, and what the Trainer of transformers does not already do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plait.training.architecture import build_model_config
+    from plait.training.config import RunConfig, load_run_config
+    from plait.training.runner import Interrupted, TrainResult, train
+
+__all__ = ["Interrupted", "RunConfig", "TrainResult", "build_model_config", "load_run_config", "train"]
+
+_EXPORTS = {
+    "build_model_config": "plait.training.architecture",
+    "RunConfig": "plait.training.config",
+    "load_run_config": "plait.training.config",
+    "Interrupted": "plait.training.runner",
+    "TrainResult": "plait.training.runner",
+    "train": "plait.training.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        from importlib import import_module
+
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'plait.training' has no attribute {name!r}")

@@ -1,0 +1,200 @@
+"""The file that ``plait train`` reads, and that a study resolves once per trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from plait.errors import OptionError, nearest
+
+M = TypeVar("M", bound=BaseModel)
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; values are not coerced silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Strict):
+    """The architecture. Give ``mixer`` and ``ratio``, or an explicit ``layer_types``.
+
+    Args:
+        hidden_size: width d.
+        num_hidden_layers: depth.
+        mixer: linear mixer of the plan; ``attention`` for a transformer.
+        ratio: ``pure``, ``full`` or ``R:1`` linear layers per full layer.
+        placement: ``block_r_plus_1`` (R linear, then one full) or ``period_r`` (layer i is full iff (i+1) % R == 0).
+        layer_types: explicit plan, instead of mixer, ratio and placement.
+        mixers: options by mixer name.
+        intermediate_size: width of the feed-forward; None derives it from hidden_ratio.
+        hidden_ratio: feed-forward width over hidden_size before the 2/3 of SwiGLU.
+        tie_word_embeddings: share the embedding with the output head.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    hidden_size: Positive = 128
+    num_hidden_layers: Positive = 4
+    mixer: str = "gated_deltanet"
+    ratio: str = "3:1"
+    placement: Literal["block_r_plus_1", "period_r"] = "block_r_plus_1"
+    layer_types: list[str] | None = None
+    mixers: dict[str, dict[str, Any]] = {}
+    intermediate_size: Positive | None = None
+    hidden_ratio: Positive = 4
+    tie_word_embeddings: bool = False
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+
+
+class DataSection(Strict):
+    """What is learnt: a corpus, or a synthetic task.
+
+    Args:
+        corpus: ``python-stdlib``, ``text:PATH`` or ``hf:NAME``.
+        field: field of jsonl, parquet or hub rows that holds the text.
+        tokenizer: ``bytes``, ``bpe:SIZE`` or ``hf:NAME_OR_PATH``.
+        length: tokens per sequence.
+        documents: ``join`` (documents run on) or ``separate`` (state and positions restart at each document).
+        max_bytes: stop reading the corpus after so many bytes of each split; None reads all.
+        task: a task of the catalogue, such as ``mqar``, instead of a corpus.
+        options: the task's options.
+    """
+
+    corpus: str | None = None
+    field: str = "text"
+    tokenizer: str = "bytes"
+    length: Positive = 256
+    documents: Literal["join", "separate"] = "join"
+    max_bytes: Positive | None = None
+    task: str | None = None
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if (self.corpus is None) == (self.task is None):
+            raise ValueError("give exactly one of 'corpus' and 'task'")
+        return self
+
+
+class TrainingSection(Strict):
+    """How it is learnt. Rates follow AdamW with a linear warm-up and a cosine to ``final_fraction`` of the peak.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: sequences per step and process, before accumulation.
+        accumulate: batches per optimiser step.
+        learning_rate: peak rate.
+        final_fraction: last rate over the peak.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: on matrices only; never on norms, biases and decay parameters.
+        betas, epsilon: of AdamW.
+        clip: largest global gradient norm; 0 turns clipping off.
+        precision: ``fp32``, ``bf16`` (autocast) or ``auto`` (bf16 where the device has it).
+        gradient_checkpointing: recompute blocks in the backward pass.
+        save_every: steps between checkpoints.
+        keep: checkpoints kept.
+        log_every: steps between logged losses.
+        validate_every: steps between losses on the validation split; 0 for never.
+        report_to: trackers of transformers, such as ``tensorboard`` or ``wandb``.
+    """
+
+    steps: Positive = 1000
+    batch_size: Positive = 16
+    accumulate: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
+    save_every: Positive = 500
+    keep: Positive = 2
+    log_every: Positive = 20
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    report_to: list[str] = []
+
+
+class EvaluateSection(Strict):
+    """What is measured after training.
+
+    Args:
+        batches: held-out batches for the loss; their spread gives the interval when there is one seed.
+        ar_hits: split the loss into tokens that complete a bigram already seen in the context, and the rest.
+        ar_hits_rare_below: count a bigram only if it is rarer than this in the training split (None: any bigram).
+        mqar: list of ``{length, pairs}`` to measure recall at; needs a model trained on mqar.
+        mqar_examples: held-out examples per setting.
+        decode_contexts: context lengths at which decode speed and cache bytes are measured.
+    """
+
+    batches: Positive = 32
+    ar_hits: bool = True
+    ar_hits_rare_below: Positive | None = None
+    mqar: list[dict[str, int]] = []
+    mqar_examples: Positive = 500
+    decode_contexts: list[Positive] = []
+
+
+class RunConfig(Strict):
+    """One run: what is built, learnt and measured."""
+
+    name: str = "run"
+    seed: int = 0
+    model: ModelSection = ModelSection()
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+
+def validated(model: type[M], values: Any, source: str) -> M:
+    """``values`` as ``model``, or an :class:`OptionError` naming the key, the value and the nearest valid key.
+
+    Args:
+        model: the pydantic model.
+        values: what the file holds.
+        source: file name, for the message.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        where = ".".join(path) or "the file"
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(model, path[:-1])
+            raise OptionError(
+                f"{source}: unknown key {where!r} (value {first['input']!r}).{nearest(path[-1], known)}"
+            ) from None
+        raise OptionError(f"{source}: {where} = {first['input']!r}: {first['msg']}.") from None
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Field names valid at ``path`` inside ``model``."""
+    for part in path:
+        field = model.model_fields.get(part)
+        nested = field.annotation if field else None
+        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
+            break
+        model = nested
+    return list(model.model_fields)
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, or an :class:`OptionError` that names the file and line."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OptionError(f"There is no file {path}.") from None
+    except yaml.YAMLError as error:
+        raise OptionError(f"{path} is not valid YAML: {error}") from None
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Read and validate a run file."""
+    return validated(RunConfig, read_yaml(path), str(path))

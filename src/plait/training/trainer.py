@@ -1,0 +1,278 @@
+"""The Trainer of transformers with plait's optimiser, exact resumption, atomic checkpoints and a quiet console."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from plait.data.packing import IGNORED, collate
+from plait.errors import TrainingError
+from plait.training.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, rotate, write_json
+from plait.training.config import RunConfig, TrainingSection
+from plait.training.folder import write_run_file
+from plait.training.metrics import MetricsFile
+from plait.training.optimiser import build_optimiser, build_schedule
+
+#: File of a checkpoint with the position in the data and the running sums.
+STATE_FILE = "run_state.json"
+
+
+def forward_arguments(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows of a dataset as the arguments of a model's forward.
+
+    Args:
+        rows: see :func:`plait.data.packing.collate`.
+
+    Returns:
+        ``input_ids`` and ``shift_labels`` ``(B, T)``; with separate documents ``(1, B * T)`` and ``cu_seqlens``.
+    """
+    batch = collate(rows)
+    batch["shift_labels"] = batch.pop("targets")
+    return batch
+
+
+class PlaitTrainer(Trainer):
+    """Trains a causal model whose forward takes ``shift_labels`` and returns their mean loss.
+
+    Args:
+        model: the model.
+        args: arguments of transformers; saving and logging are driven by ``training`` instead.
+        config: the run, with the rates, the intervals and how many checkpoints stay.
+        train_dataset: one row per sample of the whole run, in order.
+        validation_dataset: rows for the loss every ``validate_every`` steps, or None.
+        tokenizer: saved with every checkpoint; None for a synthetic task.
+        callbacks: told of every step, after the flow of the run is decided.
+        stop: asked after each step; True saves a checkpoint and ends the loop.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        config: RunConfig,
+        train_dataset: Dataset,
+        validation_dataset: Dataset | None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        flow = _Flow(config.training, stop)
+        super().__init__(
+            model, args, forward_arguments, train_dataset, processing_class=tokenizer, callbacks=[flow, *callbacks]
+        )
+        for noisy in (DefaultFlowCallback, PrinterCallback):
+            self.remove_callback(noisy)
+        self.model_accepts_loss_kwargs = True  # compute_loss weighs the batches of an accumulation itself
+        self.run_config, self.training = config, config.training
+        self.network = model
+        self.validation_dataset = validation_dataset
+        self.folder = Path(str(args.output_dir))
+        self.step_loss: Tensor | None = None
+        self.last_loss = math.nan
+        self.window_loss, self.window_steps = 0.0, 0
+        self.tokens, self.seconds = 0, 0.0
+        self._metrics: MetricsFile | None = None
+        self._saving = False
+        self._started = self._logged_at = time.perf_counter()
+        self._logged_tokens = 0
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Train to the last step, from ``checkpoint`` or from the start.
+
+        Raises:
+            TrainingError: a loss or gradient that is not finite.
+        """
+        step = 0
+        if checkpoint is not None:
+            state = read_json(checkpoint / STATE_FILE)
+            step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+            self.window_loss, self.window_steps = state["window_loss"], state["window_steps"]
+        self._metrics = MetricsFile(self.folder, step) if self.args.should_save else None
+        self._started = self._logged_at = time.perf_counter()
+        self._logged_tokens = self.tokens
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.seconds = self.elapsed
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, over all resumptions."""
+        return self.seconds + time.perf_counter() - self._started
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = build_optimiser(model or self.network, self.training)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_schedule(optimizer or self.optimizer, self.training)  # type: ignore[arg-type]
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # would walk over all parameters at every step
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Targets of all batches of one optimiser step, over all processes; None where one batch is all of it."""
+        if self.args.gradient_accumulation_steps == 1 and self.accelerator.num_processes == 1:
+            return None
+        count = torch.stack([(batch["shift_labels"] != IGNORED).sum() for batch in batch_samples]).sum()
+        if self.accelerator.num_processes > 1:
+            count = self.accelerator.gather(count.to(device)).sum()
+        return count
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean loss over the targets, weighed so that the batches of one step add up to the mean over all of them."""
+        outputs = model(**inputs, use_cache=False)
+        loss = outputs["loss"]
+        if num_items_in_batch is not None:
+            targets = (inputs["shift_labels"] != IGNORED).sum()
+            loss = loss * (targets * self.accelerator.num_processes / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Any = None) -> Tensor:
+        self.tokens += inputs["input_ids"].numel() * self.accelerator.num_processes
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.step_loss = loss if self.step_loss is None else self.step_loss + loss
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
+        """The gradient's norm; stops the run before the optimiser sees a loss or gradient that is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        assert self.step_loss is not None
+        loss, size = torch.stack(
+            [self.step_loss.float(), torch.as_tensor(norm, device=self.step_loss.device).float()]
+        ).tolist()
+        self.step_loss = None
+        if not (math.isfinite(loss) and math.isfinite(size)):
+            raise TrainingError(self._not_finite(loss, size))
+        self.last_loss = loss
+        self.window_loss += loss
+        self.window_steps += 1
+        return size
+
+    def _not_finite(self, loss: float, norm: float) -> str:
+        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm} (loss {loss:.4g})"
+        bad = [
+            name for name, p in self.network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        where = f" Gradients that are not finite: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}." if bad else ""
+        saved = checkpoints(self.folder)
+        good = f"The last good checkpoint is {saved[-1]}." if saved else "No checkpoint had been saved yet."
+        return (
+            f"Step {self.state.global_step + 1}: the {what}.{where} {good} Try a lower learning rate "
+            f"(now {self.training.learning_rate:g}), more warm-up steps (now {self.training.warmup_steps}), a smaller "
+            f"clip (now {self.training.clip:g}) or precision: fp32, in a new folder."
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One record of the window since the last one; the summary that transformers logs at the end is dropped."""
+        if "loss" not in logs:
+            return
+        now = time.perf_counter()
+        mean = self.window_loss / max(1, self.window_steps)
+        if self.accelerator.num_processes > 1:
+            mean = self.accelerator.gather(torch.tensor([mean], device=self.args.device)).mean().item()
+        speed = (self.tokens - self._logged_tokens) / max(now - self._logged_at, 1e-9)
+        self.window_loss, self.window_steps = 0.0, 0
+        self._logged_at, self._logged_tokens = now, self.tokens
+        record = {"loss": mean, "lr": logs["learning_rate"], "grad_norm": logs["grad_norm"]}
+        record["tokens_per_second"] = round(speed, 1)
+        self._write(record)
+        super().log(record)
+
+    def _write(self, record: Mapping[str, float]) -> None:
+        if self._metrics is not None:
+            self._metrics.write({"step": self.state.global_step, **record})
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Mean loss over the validation rows."""
+        assert self.validation_dataset is not None
+        rows, size = self.validation_dataset, self.args.per_device_train_batch_size
+        total, count = 0.0, 0
+        self.network.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for start in range(0, len(rows), size):  # type: ignore[arg-type]
+                batch = forward_arguments([rows[index] for index in range(start, min(start + size, len(rows)))])  # type: ignore[arg-type]
+                targets = int((batch["shift_labels"] != IGNORED).sum())
+                total += self.compute_loss(self.network, self._prepare_inputs(batch)).item() * targets
+                count += targets
+        metrics = {"eval_loss": total / count}
+        self._write({"validation_loss": total / count})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the weights; transformers would first check the configuration against its own layer types."""
+        weights = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
+        if self.is_fsdp_enabled or not weights.exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_model(model or self.network, weights)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Checkpoints are first written one folder below, under a partial name."""
+        return str(self.folder / f"{PARTIAL}-checkpoint") if self._saving else str(self.folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save what the run needs to go on; the checkpoint gets its name when all of it is on disk."""
+        partial, name = self.folder / f"{PARTIAL}-checkpoint", f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            state = {
+                "step": self.state.global_step,
+                "samples": self.state.global_step * self.args.train_batch_size * self.args.gradient_accumulation_steps,
+                "tokens": self.tokens,
+                "seconds": self.elapsed,
+                "window_loss": self.window_loss,
+                "window_steps": self.window_steps,
+            }
+            write_json(partial / name / STATE_FILE, state)
+            write_run_file(partial / name, self.run_config)
+            publish_folder(partial / name, self.folder / name)
+            partial.rmdir()
+            rotate(self.folder, self.training.keep)
+        self.accelerator.wait_for_everyone()
+
+
+class _Flow(TrainerCallback):
+    """Decides after each step whether to log, to validate, to save, to stop."""
+
+    def __init__(self, training: TrainingSection, stop: Callable[[], bool]) -> None:
+        self.training, self.stop = training, stop
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        step, training = state.global_step, self.training
+        last = step >= training.steps
+        stopped = self.stop()
+        control.should_log = last or step % training.log_every == 0
+        control.should_evaluate = bool(training.validate_every) and step % training.validate_every == 0
+        control.should_save = last or stopped or step % training.save_every == 0
+        control.should_training_stop = last or stopped
+        return control

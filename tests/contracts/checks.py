@@ -1,0 +1,291 @@
+"""The contract of a causal mixer as checks over a tiny model; each raises AssertionError when it is broken.
+
+``test_mixers.py`` runs them over the catalogue, ``test_planted_faults.py`` proves that they notice faults.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait import catalog
+from plait.models import PlaitCache, PlaitConfig, PlaitForCausalLM, plan_cost
+
+VOCABULARY = 61
+GOLDEN = Path(__file__).parent / "golden"
+
+#: Settings that the defaults do not reach, by case name: (mixer, options).
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "attention-window": ("attention", {"window": 5}),
+    "attention-grouped": ("attention", {"head_dim": 8, "num_kv_heads": 2, "qk_norm": True, "output_gate": True}),
+    "attention-no-rope": ("attention", {"rope_base": None}),
+    "gated_deltanet-grouped": ("gated_deltanet", {"head_dim": 8, "num_heads": 2, "num_v_heads": 4}),
+    "gated_deltanet-negative": ("gated_deltanet", {"allow_neg_eigval": True, "use_gate": False}),
+    "deltanet-gate": ("deltanet", {"use_gate": True, "allow_neg_eigval": True, "num_heads": 2}),
+    "gla-convolution": ("gla", {"use_short_conv": True, "num_heads": 2}),
+    "retnet-two-heads": ("retnet", {"num_heads": 2}),
+    "hgrn2-two-heads": ("hgrn2", {"expand_ratio": 16}),
+}
+
+
+def cases() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Every mixer of the catalogue at its defaults, and the variants."""
+    return {name: (name, {}) for name in catalog.names("mixer")} | VARIANTS
+
+
+def tiny_model(case: str, *, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> PlaitForCausalLM:
+    """Two layers of one mixer, width 32, with weights that depend on nothing but numpy's stable generator."""
+    mixer, options = cases()[case]
+    config = PlaitConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        layer_types=[mixer, mixer],
+        mixers={mixer: options},
+    )
+    model = PlaitForCausalLM(config).to(dtype).eval()
+    rng = np.random.RandomState(7)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.from_numpy(rng.standard_normal(tuple(parameter.shape))).to(dtype)
+            base = 1.0 if "norm" in name else 0.0
+            parameter.copy_(base + 0.25 * scale * noise)
+    return model
+
+
+def tokens(batch: int, length: int, seed: int = 3) -> Tensor:
+    """Random token ids ``(batch, length)``."""
+    return torch.from_numpy(np.random.RandomState(seed).randint(1, VOCABULARY, size=(batch, length)))
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
+    """Equal within ``tolerance`` of the largest entry, NaN never allowed."""
+    assert torch.isfinite(actual).all(), "an output is not finite"
+    bound = tolerance * max(1.0, float(expected.abs().max()))
+    error = float((actual - expected).abs().max())
+    assert error <= bound, f"largest difference {error:.2e} > {bound:.2e}"
+
+
+@torch.no_grad()
+def check_causality(case: str) -> None:
+    """Changing token t changes no output before t, bit for bit, and does change the one at t."""
+    model = tiny_model(case)
+    ids = tokens(2, 70)
+    before = model(ids).logits
+    for t in (1, 16, 63, 69):
+        changed = ids.clone()
+        changed[:, t] = (changed[:, t] + 1) % VOCABULARY
+        after = model(changed).logits
+        assert torch.equal(before[:, :t], after[:, :t]), f"token {t} reaches into the past"
+        assert not torch.equal(before[:, t], after[:, t])
+
+
+@torch.no_grad()
+def check_past_is_read(case: str) -> None:
+    """The output at t depends on the token before t."""
+    model = tiny_model(case)
+    ids = tokens(1, 12)
+    changed = ids.clone()
+    changed[:, 10] = (changed[:, 10] + 1) % VOCABULARY
+    assert not torch.allclose(model(ids).logits[:, 11], model(changed).logits[:, 11], atol=1e-9)
+
+
+@torch.no_grad()
+def check_splits(case: str) -> None:
+    """One pass == any split == token by token."""
+    model = tiny_model(case)
+    ids = tokens(2, 40)
+    whole = model(ids).logits
+    for pieces in ([1, 3, 17, 19], [37, 3], [2, 1, 1, 36], [1] * 40):
+        cache = PlaitCache(model.config)
+        parts = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split(pieces, dim=1)]
+        close(torch.cat(parts, dim=1), whole)
+
+
+@torch.no_grad()
+def check_padding(case: str) -> None:
+    """Left, right and interior padding change nothing for real tokens."""
+    model = tiny_model(case)
+    ids = tokens(3, 14)
+    lengths = [14, 9, 5]
+    alone = [model(ids[row : row + 1, :length]).logits[0] for row, length in enumerate(lengths)]
+    generator = torch.Generator().manual_seed(0)
+    for side in ("left", "right", "interior"):
+        padded = tokens(3, 14, seed=11)  # padding slots hold arbitrary tokens
+        mask = torch.zeros(3, 14, dtype=torch.long)
+        for row, length in enumerate(lengths):
+            slots = {
+                "left": torch.arange(14 - length, 14),
+                "right": torch.arange(length),
+                "interior": torch.randperm(14, generator=generator)[:length].sort().values,
+            }[side]
+            mask[row, slots] = 1
+            padded[row, slots] = ids[row, :length]
+        logits = model(padded, attention_mask=mask).logits
+        for row in range(3):
+            close(logits[row][mask[row].bool()], alone[row])
+
+
+@torch.no_grad()
+def check_padded_continuation(case: str) -> None:
+    """A padded batch continued by a second, differently padded call equals the unpadded rows."""
+    model = tiny_model(case)
+    ids = tokens(2, 16)
+    first, second = [9, 6], [4, 7]
+    alone = [model(ids[row : row + 1, : first[row] + second[row]]).logits[0] for row in range(2)]
+    cache = PlaitCache(model.config)
+    masks = torch.zeros(2, 0, dtype=torch.long)
+    starts = [0, 0]
+    for lengths, width in ((first, 9), (second, 7)):
+        part = torch.zeros(2, width, dtype=torch.long)
+        mask = torch.zeros(2, width, dtype=torch.long)
+        for row, length in enumerate(lengths):
+            part[row, width - length :] = ids[row, starts[row] : starts[row] + length]
+            mask[row, width - length :] = 1
+        masks = torch.cat([masks, mask], dim=1)
+        logits = model(part, attention_mask=masks, past_key_values=cache, use_cache=True).logits
+        for row, length in enumerate(lengths):
+            close(logits[row, width - length :], alone[row][starts[row] : starts[row] + length])
+            starts[row] += length
+
+
+@torch.no_grad()
+def check_packing(case: str) -> None:
+    """Documents packed into one row equal separate runs."""
+    model = tiny_model(case)
+    lengths = [7, 1, 20, 3]
+    ids = tokens(1, sum(lengths))
+    borders = torch.tensor([0, *np.cumsum(lengths)])
+    packed = model(ids, cu_seqlens=borders).logits
+    separate = torch.cat([model(part).logits for part in ids.split(lengths, dim=1)], dim=1)
+    close(packed, separate)
+
+
+@torch.no_grad()
+def check_rows(case: str) -> None:
+    """Rows of a batch are independent."""
+    model = tiny_model(case)
+    ids = tokens(3, 20)
+    together = model(ids).logits
+    for row in range(3):
+        close(together[row], model(ids[row : row + 1]).logits[0])
+
+
+@torch.no_grad()
+def check_state(case: str) -> None:
+    """The state is as large as ``cost`` says, and constant in T where the catalogue says so."""
+    mixer, options = cases()[case]
+    model = tiny_model(case)
+    sizes = []
+    for length in (20, 40):
+        cache = PlaitCache(model.config)
+        model(tokens(1, length), past_key_values=cache, use_cache=True)
+        sizes.append(cache.bytes())
+    in_double = plan_cost(model.config, 40, cache_dtype=torch.float64).state_bytes
+    recurrent_bytes = sum(
+        segment.bytes()
+        for layer in range(2)
+        for segment in cache.layers[layer].state.segments.values()
+        if type(segment).__name__ == "Recurrent"
+    )
+    # cost counts recurrent states in fp32; this model runs in fp64
+    assert sizes[1] == in_double + recurrent_bytes // 2
+    bounded = catalog.get(mixer).state == "constant" or options.get("window") is not None
+    assert (sizes[0] == sizes[1]) is bounded
+
+
+@torch.no_grad()
+def check_beams(case: str) -> None:
+    """Reordered, forked and restored caches continue as the rows they came from."""
+    model = tiny_model(case)
+    ids = tokens(2, 10)
+    cache = PlaitCache(model.config)
+    model(ids[:, :6], past_key_values=cache, use_cache=True)
+    saved = cache.snapshot()
+    straight = model(ids[:, 6:], past_key_values=cache, use_cache=True).logits
+    close(straight, model(ids).logits[:, 6:])
+    cache.restore(saved)
+    close(model(ids[:, 6:], past_key_values=cache, use_cache=True).logits, straight)
+    cache.restore(saved)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    close(model(ids[:, 6:].flip(0), past_key_values=cache, use_cache=True).logits, straight.flip(0))
+    cache.restore(saved)
+    forked = cache.fork(3)
+    repeated = ids[:, 6:].repeat_interleave(3, dim=0)
+    close(model(repeated, past_key_values=forked, use_cache=True).logits, straight.repeat_interleave(3, dim=0))
+
+
+@torch.no_grad()
+def check_precision(case: str) -> None:
+    """fp32 and bf16 stay near fp64 with the same (rounded) weights."""
+    ids = tokens(2, 33)
+    close(tiny_model(case, dtype=torch.float32)(ids).logits.double(), tiny_model(case)(ids).logits, 1e-4)
+    rounded = tiny_model(case, dtype=torch.bfloat16)
+    output = rounded(ids).logits
+    assert output.dtype == torch.bfloat16
+    exact = rounded.double()(ids).logits
+    error = float((output.double() - exact).norm() / exact.norm())
+    assert error < 0.08, f"relative error {error:.3f} in bf16"
+
+
+def check_gradients(case: str) -> None:
+    """Gradients agree with finite differences."""
+    model = tiny_model(case)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    embedded = model.get_input_embeddings()(tokens(1, 6)).detach().requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: model(inputs_embeds=x).logits, (embedded,), fast_mode=True)
+
+
+def check_stress(case: str) -> None:
+    """Saturated gates and repeated keys give finite outputs and gradients, in one pass or in two."""
+    model = tiny_model(case, scale=40.0, dtype=torch.float32)
+    ids = tokens(1, 130)
+    ids[:, 20:60] = 5
+    output = model(ids, labels=ids)
+    output.loss.backward()
+    assert torch.isfinite(output.logits).all()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite"
+
+
+@torch.no_grad()
+def check_effective_weights(case: str) -> None:
+    """``effective_weights`` is causal, and for softmax attention its rows are distributions."""
+    mixer, _ = cases()[case]
+    layer = tiny_model(case).model.layers[0].attn
+    x = torch.from_numpy(np.random.RandomState(5).standard_normal((2, 9, 32)))
+    weights = layer.effective_weights(x)
+    assert weights.shape[0] == 2
+    assert weights.shape[2:] == (9, 9)
+    assert torch.isfinite(weights).all()
+    assert torch.equal(weights.triu(1), torch.zeros_like(weights))
+    assert (weights.diagonal(dim1=2, dim2=3).abs() > 0).any()
+    if mixer == "attention":
+        close(weights.sum(-1), torch.ones(weights.shape[:3], dtype=weights.dtype))
+
+
+@torch.no_grad()
+def check_golden(case: str) -> None:
+    """Logits equal the stored ones: a change of numbers is seen."""
+    stored = json.loads((GOLDEN / f"{case}.json").read_text())
+    close(golden_logits(case), torch.tensor(stored["logits"], dtype=torch.float64), 1e-6)
+
+
+@torch.no_grad()
+def golden_logits(case: str) -> Tensor:
+    """Logits of the tiny model for a fixed input, every 7th position and 5th word."""
+    return tiny_model(case)(tokens(1, 50)).logits[0, ::7, ::5]
+
+
+CHECKS: dict[str, Callable[[str], None]] = {
+    name.removeprefix("check_"): function for name, function in list(globals().items()) if name.startswith("check_")
+}

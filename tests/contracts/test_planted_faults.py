@@ -1,0 +1,100 @@
+"""Faults planted in the mixers on purpose: each must turn a named check red."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from contracts.checks import CHECKS
+from torch import Tensor
+
+from plait import catalog, nn
+from plait.mixers.context import Context
+
+MIXERS = catalog.names("mixer")
+GATED = ["retnet", "gla", "gated_deltanet", "hgrn"]
+CONVOLVED = ["deltanet", "gated_deltanet"]
+
+
+def wrap(mixer: str, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Tensor, Context], tuple[Tensor, Context]]) -> None:
+    """Let ``fault`` change what the mixer is given."""
+    cls = catalog.get(mixer).load()
+    sound = cls.forward
+
+    def forward(self: torch.nn.Module, x: Tensor, context: Context) -> Tensor:
+        return sound(self, *fault(x, context))
+
+    monkeypatch.setattr(cls, "forward", forward)
+
+
+def forget(x: Tensor, context: Context) -> tuple[Tensor, Context]:
+    if context.state is not None:
+        context.state.clear()
+    return x, context
+
+
+def caught(check: str, case: str) -> bool:
+    try:
+        CHECKS[check](case)
+    except AssertionError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        (forget, "splits"),
+        (forget, "padded_continuation"),
+        (forget, "beams"),
+        (lambda x, context: (x.roll(-1, dims=1), context), "causality"),
+        (lambda x, context: (x.roll(1, dims=1), context), "golden"),
+        (lambda x, context: (torch.zeros_like(x), context), "past_is_read"),
+        (lambda x, context: (x, replace(context, cu_seqlens=None)), "packing"),
+        (lambda x, context: (x, replace(context, padding=None)), "padding"),
+        (lambda x, context: (x + 0.01 * x.mean(0, keepdim=True), context), "rows"),
+        (lambda x, context: (x * 1.001, context), "golden"),
+    ],
+    ids=[
+        "state not carried: splits",
+        "state not carried: continuation",
+        "state not carried: beams",
+        "mask one ahead",
+        "mask one behind",
+        "past not read",
+        "documents run together",
+        "padding is read",
+        "rows mixed",
+        "values scaled",
+    ],
+)
+def test_fault_is_caught(
+    fault: Callable[[Tensor, Context], tuple[Tensor, Context]], check: str, mixer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not caught(check, mixer)
+    wrap(mixer, monkeypatch, fault)
+    assert caught(check, mixer)
+
+
+@pytest.mark.parametrize("mixer", GATED)
+def test_gate_before_norm_is_caught(mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gate_first(self: nn.GatedRMSNorm, x: Tensor, gate: Tensor) -> Tensor:
+        product = x * torch.nn.functional.silu(gate)
+        return product * torch.rsqrt(product.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+    monkeypatch.setattr(nn.GatedRMSNorm, "forward", gate_first)
+    assert caught("golden", mixer)
+
+
+@pytest.mark.parametrize("mixer", CONVOLVED)
+def test_padding_in_the_convolution_is_caught(mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = nn.ShortConvolution.forward
+
+    def forward(self: nn.ShortConvolution, x: Tensor, tail=None, padding=None, cu_seqlens=None):  # noqa: ANN202
+        return sound(self, x, tail, None, cu_seqlens)
+
+    monkeypatch.setattr(nn.ShortConvolution, "forward", forward)
+    assert caught("padded_continuation", mixer)

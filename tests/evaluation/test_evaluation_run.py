@@ -1,0 +1,62 @@
+"""From a run file to the dictionary that studies and reports read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plait.errors import DataError, OptionError
+from plait.evaluation.run import train_and_evaluate
+from plait.training.config import RunConfig
+
+MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "ratio": "1:1", "intermediate_size": 32}
+TRAINING = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "log_every": 1}
+MQAR = {"task": "mqar", "length": 16, "options": {"vocab_size": 32, "pairs": 2}}
+
+
+def run_config(data: dict[str, Any], **evaluate: Any) -> RunConfig:
+    return RunConfig.model_validate({"model": MODEL, "data": data, "training": TRAINING, "evaluate": evaluate})
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{i} squared is {i * i}.\n" for i in range(500)), encoding="utf-8")
+    return {"corpus": f"text:{path}", "length": 16}
+
+
+def test_text(text: dict[str, Any], tmp_path: Path) -> None:
+    config = run_config(text, batches=3, decode_contexts=[8], ar_hits_rare_below=1000)
+    result = train_and_evaluate(config, tmp_path / "run", progress=False)
+    assert set(result) == {"config", "evaluation", "train", "versions", "seed"}
+    assert RunConfig.model_validate(result["config"]) == config
+    assert [step for step, _ in result["train"]["losses"]] == [1, 2, 3]
+    assert result["train"]["tokens"] == 3 * 4 * 16
+    evaluation = result["evaluation"]
+    assert set(evaluation) == {"lm", "mqar", "decode", "parameters"}
+    assert evaluation["lm"]["tokens"] == 3 * 4 * 16
+    assert len(evaluation["lm"]["batches"]) == 3
+    assert evaluation["mqar"] == []
+    assert evaluation["decode"][0]["context"] == 8
+    json.dumps(result, allow_nan=False)
+    again = train_and_evaluate(config, tmp_path / "run", progress=False)
+    assert again["train"] == result["train"]
+    assert again["evaluation"]["lm"] == evaluation["lm"]
+
+
+def test_task(tmp_path: Path) -> None:
+    config = run_config(MQAR, mqar=[{"length": 32, "pairs": 4}], mqar_examples=6)
+    evaluation = train_and_evaluate(config, tmp_path, progress=False)["evaluation"]
+    assert evaluation["lm"] is None
+    assert [(r["length"], r["pairs"], r["examples"]) for r in evaluation["mqar"]] == [(32, 4, 6)]
+
+
+def test_an_evaluation_that_cannot_be_is_found_before_training(text: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="trained on the task mqar"):
+        train_and_evaluate(run_config(text, mqar=[{"length": 32, "pairs": 4}]), tmp_path / "text", progress=False)
+    with pytest.raises(DataError, match="too short"):
+        train_and_evaluate(run_config(MQAR, mqar=[{"length": 8, "pairs": 4}]), tmp_path / "mqar", progress=False)
+    assert not list(tmp_path.glob("*/checkpoint-*"))

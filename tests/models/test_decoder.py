@@ -1,0 +1,210 @@
+"""Oracles 2, 4, 7, 8, 11 and 12 of 2507.06457's card, on tiny models in fp64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from plait import catalog
+from plait.errors import CacheError, OptionError
+from plait.models import PlaitCache, PlaitConfig, PlaitForCausalLM, layer_plan
+
+LINEAR = [name for name in catalog.names("mixer") if name != "attention"]
+
+
+def test_a_hybrid_with_every_layer_full_is_the_transformer(build, tokens) -> None:
+    transformer = build("attention", "attention", "attention")
+    hybrid = build(*layer_plan("gated_deltanet", [0, 1, 2], 3))
+    hybrid.load_state_dict(transformer.state_dict())
+    assert torch.equal(hybrid(tokens(2, 9)).logits, transformer(tokens(2, 9)).logits)
+
+
+def test_a_hybrid_without_full_layers_is_the_pure_model(build, tokens) -> None:
+    pure, hybrid = build("gated_deltanet", "gated_deltanet"), build(*layer_plan("gated_deltanet", [], 2))
+    hybrid.load_state_dict(pure.state_dict())
+    assert torch.equal(hybrid(tokens(2, 9)).logits, pure(tokens(2, 9)).logits)
+
+
+@pytest.mark.parametrize("ratio", ["pure", "3:1", "6:1"])
+@pytest.mark.parametrize("mixer", LINEAR)
+def test_cached_equals_uncached(build, tokens, mixer: str, ratio: str) -> None:
+    """A prefix of 37 tokens, split anywhere, then 20 steps, equal one pass."""
+    layers = {"pure": 2, "3:1": 4, "6:1": 7}[ratio]
+    model = build(*layer_plan(mixer, ratio, layers))
+    ids = tokens(1, 57)
+    with torch.no_grad():
+        whole = model(ids).logits
+        for pieces in ([37], [1, 36], [5, 32], [36, 1]):
+            cache = PlaitCache(model.config)
+            parts = [model(x, past_key_values=cache).logits for x in ids.split([*pieces, *[1] * 20], dim=1)]
+            torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("mixer", catalog.names("mixer"))
+def test_no_token_reaches_into_the_past(build, tokens, mixer: str) -> None:
+    model, ids = build(mixer, "attention", mixer), tokens(1, 12)
+    before = model(ids).logits
+    for t in (0, 5, 11):
+        changed = ids.clone()
+        changed[0, t] = (changed[0, t] + 1) % 60
+        after = model(changed).logits
+        assert torch.equal(before[:, :t], after[:, :t])
+        assert not torch.equal(before[:, t], after[:, t])
+
+
+def test_windows_bound_what_is_seen(build, tokens) -> None:
+    """With linear mixers silenced, a token depends on the n_full (w - 1) tokens before it and no older one."""
+    window, full = 3, 2
+    model = build(
+        "gated_deltanet", "attention", "gated_deltanet", "attention", mixers={"attention": {"window": window}}
+    )
+    with torch.no_grad():
+        for index in (0, 2):
+            model.model.layers[index].attn.o_proj.weight.zero_()
+    ids = tokens(1, 12)
+    before = model(ids).logits[0, -1]
+    for distance in range(1, 12):
+        changed = ids.clone()
+        changed[0, -1 - distance] = (changed[0, -1 - distance] + 1) % 60
+        same = torch.equal(model(changed).logits[0, -1], before)
+        assert same is (distance > full * (window - 1))
+
+
+@pytest.mark.parametrize("mixer", ["hgrn", "hgrn2"])
+def test_lower_bounds_keep_a_row_for_every_layer(build, tokens, mixer: str) -> None:
+    model = build(mixer, "attention", mixer, mixer)
+    (bounds,) = model.model.shared[mixer].values()
+    assert bounds.shape[0] == 4
+    model(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
+    assert (bounds.grad.abs().sum(1) > 0).all()  # the row of the attention layer through the softmax
+    share = bounds.double().softmax(0)
+    assert ((share.cumsum(0) - share[0]).diff(dim=0) >= 0).all()
+
+
+def test_positions_are_relative_and_offsets_matter(build, tokens) -> None:
+    model, ids = build("attention", "attention"), tokens(2, 9)
+    plain = model(ids).logits
+    positions = torch.arange(9)[None]
+    torch.testing.assert_close(model(ids, position_ids=positions + 100).logits, plain, atol=1e-5, rtol=0)
+    cache = PlaitCache(model.config)
+    model(ids[:, :5], past_key_values=cache)
+    wrong = model(ids[:, 5:], past_key_values=cache, position_ids=positions[:, 5:] + 1).logits
+    assert (wrong - plain[:, 5:]).abs().max() > 1e-3
+
+
+def test_hidden_states(build, tokens) -> None:
+    model, ids = build("gated_deltanet", "attention"), tokens(2, 6)
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+    output = model(ids, attention_mask=mask, output_hidden_states=True)
+    assert len(output.hidden_states) == 3
+    assert torch.equal(output.hidden_states[0], model.get_input_embeddings()(ids))
+    assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
+    # the middle one too stands where the user's tokens stand
+    alone = model(ids[:1, :3], output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(output.hidden_states[1][0, :3], alone[0])
+
+
+def test_logits_to_keep_and_embeddings(build, tokens) -> None:
+    model, ids = build("gated_deltanet"), tokens(2, 6)
+    logits = model(ids).logits
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, logits[:, -2:])
+    torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([0, 3])).logits, logits[:, [0, 3]])
+    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, logits)
+
+
+def test_tuple_output(build, tokens) -> None:
+    model, ids = build("gated_deltanet"), tokens(1, 4)
+    loss, logits = model(ids, labels=ids, return_dict=False)
+    assert torch.equal(loss, model(ids, labels=ids).loss)
+    assert logits.shape == (1, 4, 61)
+    assert isinstance(model.model(ids, return_dict=False), tuple)
+
+
+def test_cache_is_off_in_training_and_with_targets(build, tokens) -> None:
+    model, ids = build("attention"), tokens(1, 4)
+    assert model(ids).past_key_values.get_seq_length() == 4
+    assert model(ids, use_cache=False).past_key_values is None
+    assert model(ids, labels=ids).past_key_values is None
+    assert model.train()(ids).past_key_values is None
+
+
+def test_phase_of_a_forward(build, tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids, seen = build("attention"), tokens(1, 4), []
+    block = model.model.layers[0]
+    mix = block.attn.forward
+    monkeypatch.setattr(block.attn, "forward", lambda x, context: (seen.append(context.phase), mix(x, context))[1])
+    cache = PlaitCache(model.config)
+    model(ids[:, :1], past_key_values=cache)
+    model(ids[:, 1:3], past_key_values=cache)
+    model(ids[:, 3:], past_key_values=cache)
+    model.train()(ids)
+    assert seen == ["prefill", "prefill", "decode", "train"]
+
+
+def test_auxiliary_losses_are_added(build, tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = build("attention"), tokens(1, 4)
+    plain = model(ids, labels=ids).loss
+    block = model.model.layers[0]
+    mix = block.attn.forward
+
+    def with_loss(x, context):
+        context.losses["balance"] = torch.tensor(0.25)
+        return mix(x, context)
+
+    monkeypatch.setattr(block.attn, "forward", with_loss)
+    torch.testing.assert_close(model(ids, labels=ids).loss, plain + 0.25)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, OptionError, "exactly one"),
+        ({"input_ids": torch.ones(1, 3).long(), "inputs_embeds": torch.ones(1, 3, 16)}, OptionError, "exactly one"),
+        ({"input_ids": torch.ones(1, 3).long(), "output_attentions": True}, OptionError, "effective_weights"),
+        ({"input_ids": torch.ones(1, 3).long(), "head_mask": 1}, OptionError, "head_mask"),
+        ({"input_ids": torch.ones(1, 3).long(), "labels": torch.ones(1, 4).long()}, OptionError, r"\(1, 4\)"),
+        ({"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.ones(1, 2)}, OptionError, r"\(1, 3\)"),
+        ({"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.ones(1, 1, 3, 3)}, OptionError, r"\(1, 3\)"),
+        ({"input_ids": torch.ones(1, 3).long(), "past_key_values": []}, CacheError, "PlaitCache"),
+    ],
+)
+def test_wrong_arguments(build, arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build("attention")(**arguments)
+
+
+def test_initialisation(build) -> None:
+    config = PlaitConfig(layer_types=["gated_deltanet", "attention"], hidden_size=64, initializer_range=0.05)
+    torch.manual_seed(3)
+    model = PlaitForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        elif name.endswith(".weight"):
+            assert 0.04 < parameter.std() < 0.06, name
+    decay = model.model.layers[0].attn
+    assert (decay.A_log.exp() <= 16).all()
+    assert not torch.equal(decay.A_log, torch.zeros_like(decay.A_log))
+    torch.manual_seed(3)
+    again = PlaitForCausalLM(config)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_deepcopy_is_independent(build, tokens) -> None:
+    model, ids = build("hgrn2", "attention"), tokens(1, 5)
+    twin = copy.deepcopy(model)
+    before = model(ids).logits
+    with torch.no_grad():
+        twin.lm_head.weight.zero_()
+    assert torch.equal(model(ids).logits, before)
+    assert not twin(ids).logits.any()
+
+
+def test_bf16(build, tokens) -> None:
+    model, ids = build("gated_deltanet", "attention"), tokens(2, 9)
+    exact = model(ids).logits
+    logits = copy.deepcopy(model).to(torch.bfloat16)(ids).logits
+    assert logits.dtype == torch.bfloat16
+    assert (logits.double() - exact).abs().max() < 0.05 * exact.abs().max()

@@ -1,0 +1,113 @@
+"""``generate`` of transformers gives the same tokens with and without a cache, padded or not, in chunks or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from plait import catalog
+from plait.errors import CacheError, OptionError
+from plait.models import PlaitCache
+
+NEW = 7
+PLANS = [(name,) for name in catalog.names("mixer")] + [("gated_deltanet", "attention", "hgrn2")]
+
+
+@pytest.fixture
+def model(build):
+    return build("gated_deltanet", "attention", "hgrn2")
+
+
+def generate(model, ids, **options):
+    return model.generate(ids, max_new_tokens=NEW, pad_token_id=0, **{"do_sample": False, **options})
+
+
+def by_hand(model, ids: torch.Tensor) -> torch.Tensor:
+    """Greedy decoding without a cache, one whole forward per token."""
+    for _ in range(NEW):
+        ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    return ids
+
+
+@pytest.mark.parametrize("plan", PLANS, ids="-".join)
+def test_greedy_equals_decoding_by_hand(build, tokens, plan: tuple[str, ...]) -> None:
+    model, ids = build(*plan), tokens(2, 6)
+    expected = by_hand(model, ids)
+    assert len(expected[:, 6:].unique()) > 2  # not a constant
+    assert torch.equal(generate(model, ids), expected)
+    assert torch.equal(generate(model, ids, use_cache=False), expected)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids="-".join)
+def test_left_padded_batch_equals_single_rows(build, tokens, plan: tuple[str, ...]) -> None:
+    model, ids, lengths = build(*plan), tokens(3, 6), [6, 3, 1]
+    mask = torch.tensor([[0] * (6 - n) + [1] * n for n in lengths])
+    together = generate(model, ids * mask, attention_mask=mask)[:, 6:]
+    for row, length in enumerate(lengths):
+        assert torch.equal(together[row], generate(model, ids[row : row + 1, 6 - length :])[0, length:])
+
+
+def test_beam_search(model, tokens) -> None:
+    ids, mask = tokens(2, 6), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    options = {"num_beams": 3, "num_return_sequences": 2, "attention_mask": mask, "return_dict_in_generate": True}
+    cached = generate(model, ids * mask, output_scores=True, **options)
+    uncached = generate(model, ids * mask, output_scores=True, use_cache=False, **options)
+    assert torch.equal(cached.sequences, uncached.sequences)
+    torch.testing.assert_close(cached.sequences_scores, uncached.sequences_scores)
+    assert cached.sequences.shape[0] == 4
+    assert not torch.equal(cached.sequences[0], cached.sequences[1])
+
+
+def test_sampling_and_several_sequences(model, tokens) -> None:
+    ids, drawn = tokens(2, 6), []
+    for use_cache in (True, False):
+        torch.manual_seed(5)
+        drawn.append(generate(model, ids, do_sample=True, num_return_sequences=3, use_cache=use_cache))
+    assert torch.equal(*drawn)
+    assert drawn[0].shape == (6, 6 + NEW)
+    assert not torch.equal(drawn[0][0], drawn[0][1])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_chunked_prefill(model, tokens, chunk: int) -> None:
+    ids, mask = tokens(2, 6), torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
+    expected = generate(model, ids * mask, attention_mask=mask)
+    assert torch.equal(generate(model, ids * mask, attention_mask=mask, prefill_chunk_size=chunk), expected)
+
+
+def test_a_prefix_goes_on(model, tokens) -> None:
+    """The cache of a prefix, forked, serves several endings; the cache that generate filled goes on too."""
+    ids = tokens(1, 9)
+    cache = PlaitCache(model.config)
+    model(ids[:, :5], past_key_values=cache)
+    endings = torch.stack([ids[0], torch.cat([ids[0, :5], tokens(1, 4, seed=8)[0]])])
+    expected = generate(model, endings)
+    assert torch.equal(generate(model, endings, past_key_values=cache.fork(2)), expected)
+    first = generate(model, ids, past_key_values=cache, return_dict_in_generate=True)
+    assert first.past_key_values is cache
+    longer = torch.cat([first.sequences, ids[:, :3]], dim=1)
+    assert torch.equal(generate(model, longer, past_key_values=cache), generate(model, longer))
+
+
+def test_embeddings_as_prompt(model, tokens) -> None:
+    ids = tokens(2, 5)
+    embedded = model.get_input_embeddings()(ids)
+    assert torch.equal(generate(model, None, inputs_embeds=embedded), generate(model, ids)[:, 5:])
+
+
+def test_assisted_generation(model, build, tokens) -> None:
+    """Refused where a state cannot be taken back, exact where it can."""
+    ids = tokens(1, 6).repeat(1, 3)
+    with pytest.raises(ValueError, match="stateful"):
+        generate(model, ids, prompt_lookup_num_tokens=2)
+    transformer = build("attention", "attention")
+    assert torch.equal(generate(transformer, ids, prompt_lookup_num_tokens=2), generate(transformer, ids))
+
+
+@pytest.mark.parametrize("implementation", ["static", "offloaded", "quantized"])
+def test_other_caches_are_refused(model, tokens, implementation: str) -> None:
+    with pytest.raises(OptionError, match=implementation):
+        generate(model, tokens(1, 3), cache_implementation=implementation)
+    with pytest.raises(CacheError, match="DynamicCache"):
+        generate(model, tokens(1, 3), past_key_values=DynamicCache())

@@ -1,0 +1,154 @@
+"""What users train with: gradient checkpointing, the Trainer of transformers, PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from plait import catalog
+from plait.errors import CacheError, OptionError
+from plait.models import PlaitForCausalLM
+
+
+def loss_and_gradients(model, ids: torch.Tensor, **options) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss = model(ids, labels=ids, **options).loss
+    loss.backward()
+    return {"loss": loss.detach(), **{name: parameter.grad.clone() for name, parameter in model.named_parameters()}}
+
+
+@pytest.mark.parametrize("mixer", catalog.names("mixer"))
+def test_checkpointing_changes_no_bit(build, tokens, mixer: str) -> None:
+    model, ids = build(mixer, "hgrn", mixer, "hgrn2").train(), tokens(2, 7)
+    expected = loss_and_gradients(model, ids)
+    calls = []
+    model.model.layers[2].attn.register_forward_hook(lambda *_: calls.append(1))
+    model.gradient_checkpointing_enable()
+    found = loss_and_gradients(model, ids)
+    assert len(calls) == 2  # forward, and again for the backward pass
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    model.gradient_checkpointing_disable()
+    loss_and_gradients(model, ids)
+    assert len(calls) == 3
+
+
+def test_checkpointing_leaves_no_trace_of_the_second_run(build, tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids, seen = build("attention").train(), tokens(1, 4), []
+    layer = model.model.layers[0].attn
+    mix = layer.forward
+
+    def counting(x, context):
+        seen.append(context.update_running_state)
+        context.losses["balance"] = context.losses.get("balance", 0) + x.new_tensor(1.0)
+        return mix(x, context)
+
+    monkeypatch.setattr(layer, "forward", counting)
+    model.gradient_checkpointing_enable()
+    loss_and_gradients(model, ids)
+    assert seen == [True, False]
+
+
+def test_checkpointing_and_caches(build, tokens) -> None:
+    model, ids = build("gated_deltanet").train(), tokens(1, 4)
+    model.gradient_checkpointing_enable()
+    assert model(ids).past_key_values is None
+    with pytest.raises(CacheError, match="twice"):
+        model(ids, use_cache=True)
+    with torch.no_grad():
+        assert model(ids, use_cache=True).past_key_values.get_seq_length() == 4
+    with pytest.raises(OptionError, match="use_reentrant"):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
+class Rows(Dataset):
+    """Rows with unequal numbers of targets, so that averages of averages are wrong."""
+
+    def __init__(self, tokens, key: str) -> None:
+        self.ids, self.key = tokens(8, 6), key
+        self.targets = self.ids.roll(-1, dims=1)
+        for row in range(8):
+            self.targets[row, : row % 5] = -100
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = {"input_ids": self.ids[index], "labels": self.ids[index].masked_fill(self.targets[index] == -100, -100)}
+        return row if self.key == "labels" else row | {"shift_labels": self.targets[index]}
+
+
+@pytest.mark.parametrize("key", ["labels", "shift_labels"])
+def test_accumulation_in_the_trainer_is_exact(build, tokens, tmp_path: Path, key: str) -> None:
+    """Two steps with four batches of 2 accumulated equal two steps with one batch of 8."""
+    weights = []
+    for batch, accumulate in ((8, 1), (2, 4)):
+        model = build("gated_deltanet", "attention")
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / str(batch)),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulate,
+            max_steps=2,
+            learning_rate=0.01,
+            optim="sgd",
+            max_grad_norm=0,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=3,
+        )
+        before = model.lm_head.weight.detach().clone()
+        Trainer(model=model, args=arguments, train_dataset=Rows(tokens, key)).train()
+        assert not torch.equal(model.lm_head.weight, before)
+        weights.append(model.state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-9, rtol=0)
+
+
+def test_training_goes_on_after_loading(build, tokens, tmp_path: Path) -> None:
+    model, ids = build("hgrn2", "attention", dtype=torch.float32), tokens(2, 6)
+    model.save_pretrained(tmp_path)
+    again = PlaitForCausalLM.from_pretrained(tmp_path)
+    expected, found = loss_and_gradients(model.train(), ids), loss_and_gradients(again.train(), ids)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_lora(build, tokens, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is an optional extra")
+    model, ids = build("gated_deltanet", "attention", dtype=torch.float32), tokens(2, 6)
+    plain = model(ids).logits
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "lm_head"], task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, config)
+    assert torch.equal(adapted(input_ids=ids).logits, plain)  # LoRA starts at zero
+    optimiser = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):
+        loss = adapted(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained} == {"q_proj", "v_proj", "lm_head"}
+    after = adapted.eval()(input_ids=ids).logits
+    assert not torch.allclose(after, plain, atol=1e-3)
+    assert adapted.generate(input_ids=ids, max_new_tokens=2, do_sample=False).shape == (2, 8)
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = PlaitForCausalLM.from_pretrained(tmp_path / "base")
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(again(input_ids=ids).logits, after)
+
+
+def test_an_adapted_head_reaches_a_loss_made_in_pieces(build, tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    peft = pytest.importorskip("peft", reason="peft is an optional extra")
+    from plait.models import loss as module
+
+    config = peft.LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    adapted = peft.get_peft_model(build("attention"), config)
+    ids = tokens(2, 6)
+    plain = adapted(input_ids=ids, labels=ids).loss
+    monkeypatch.setattr(module, "PLAIN_BYTES", 0)
+    torch.testing.assert_close(adapted(input_ids=ids, labels=ids).loss, plain)

@@ -1,0 +1,234 @@
+"""The documentation is true: its code runs, its tables match the code, its links exist, public names are described."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from plait import catalog
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PUBLIC = ("plait", "plait.ops", "plait.nn", "plait.mixers", "plait.models", "plait.data", "plait.training")
+RUNNABLE = {"python", "bash", "yaml"}
+_FENCE = re.compile(r"^```(?P<info>[^`\n]+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\((?!https?://|#|mailto:)(?P<target>[^)#\s]+)")
+
+#: Stands before the real commands: what a page says about installing and building is checked, not carried out.
+SHIMS = {
+    "make": 'exec /usr/bin/env -i PATH="$REAL_PATH" make -n -C "$REPOSITORY" "$@" >/dev/null',
+    "pip": 'exec "$PYTHON" "$REPOSITORY/tests/test_documentation.py" "$@"',
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    words: tuple[str, ...]
+    code: str
+    line: int
+
+    @property
+    def file(self) -> str | None:
+        return next((word.removeprefix("file=") for word in self.words if word.startswith("file=")), None)
+
+    @property
+    def slow(self) -> bool:
+        return "slow" in self.words
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in _FENCE.finditer(text):
+        language, *words = match["info"].split()
+        if not language.startswith("{"):  # a directive of the documentation's builder
+            found.append(Block(language, tuple(words), match["code"], text[: match.start()].count("\n") + 2))
+    return found
+
+
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("documentation_tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A reader's folder: a text, and commands that find this plait."""
+    folder = tmp_path / "reader"
+    (folder / "runs").mkdir(parents=True)
+    sources = sorted(Path(os.__file__).parent.glob("[a-d]*.py"))
+    text = "\n\n".join(path.read_text(encoding="utf-8", errors="replace") for path in sources)
+    (folder / "my-text.txt").write_text(text[:400_000], encoding="utf-8")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, script in SHIMS.items():
+        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("REAL_PATH", os.environ["PATH"])
+    monkeypatch.setenv("REPOSITORY", str(ROOT))
+    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
+    catalog._all.cache_clear()
+    sys.modules.pop("moving_average", None)
+
+
+def run_block(block: Block, page: Path, names: dict[str, object]) -> None:
+    where = f"{page.relative_to(ROOT)}, line {block.line}"
+    if block.file:
+        Path(block.file).write_text(block.code, encoding="utf-8")
+    if block.language == "python" and not block.file:
+        catalog._all.cache_clear()  # a package may have been installed by the page
+        exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), names)
+    elif block.language == "bash":
+        result = subprocess.run(["bash", "-euc", block.code], capture_output=True, text=True, timeout=600, check=False)
+        assert result.returncode == 0, f"{where}:\n{block.code}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    elif block.language == "yaml":
+        validate(block.code, where)
+
+
+def validate(text: str, where: str) -> None:
+    """A run file or a study file, by its keys."""
+    from plait.study.file import parse_study
+    from plait.training.config import RunConfig, validated
+
+    values = yaml.safe_load(text)
+    if isinstance(values, dict) and "tracks" in values:
+        parse_study(values, where)
+    else:
+        validated(RunConfig, values, where)
+
+
+def _page(page: Path) -> object:
+    """One test a page; pages with slow blocks get a second one that runs all of them."""
+    return pytest.param(page, False, id=str(page.relative_to(ROOT)))
+
+
+def _slow_page(page: Path) -> object:
+    return pytest.param(page, True, id=f"{page.relative_to(ROOT)}-slow", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("page", "slow"),
+    [_page(page) for page in PAGES if any(b.language in RUNNABLE or b.file for b in blocks(page))]
+    + [_slow_page(page) for page in PAGES if any(block.slow for block in blocks(page))],
+)
+def test_every_code_block_runs(page: Path, slow: bool, empty_folder: Path) -> None:
+    names: dict[str, object] = {"__name__": "documentation"}
+    for block in blocks(page):
+        if slow or not block.slow:
+            run_block(block, page, names)
+    if page.name == "README.md":
+        check_new_mixer("moving_average")
+
+
+def check_new_mixer(name: str) -> None:
+    """The README's mixer keeps the contract that it promises (its logits are stored nowhere)."""
+    from contracts.checks import CHECKS
+
+    assert name in catalog.names("mixer"), "the README's package was not found by its entry point"
+    for check, function in CHECKS.items():
+        if check != "golden":
+            function(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_are_marked_as_the_tests_read_them(page: Path) -> None:
+    for block in blocks(page):
+        unknown = [word for word in block.words if word != "slow" and not word.startswith("file=")]
+        assert not unknown, f"{page.name}, line {block.line}: {unknown} means nothing to the tests"
+    assert len(re.findall(r"^```", page.read_text(encoding="utf-8"), re.MULTILINE)) % 2 == 0, "a block is not closed"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_local_links_exist(page: Path) -> None:
+    prose = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    missing = [link for link in _LINK.findall(prose) if not (page.parent / link).exists()]
+    assert not missing, f"{page.name} links to {missing}"
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    module = tables()
+    for path, parts in module.sections().items():
+        text = path.read_text(encoding="utf-8")
+        for marker, body in parts.items():
+            assert module.filled(text, marker, body) == text, f"{path.name} is out of date: run docs/tables.py"
+
+
+def test_a_missing_marker_is_an_error() -> None:
+    with pytest.raises(SystemExit, match="markers of 'names'"):
+        tables().filled("no markers", "names", "")
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_are_described(package: str) -> None:
+    module = import_module(package)
+    assert module.__doc__, f"{package} has no docstring"
+    bare = []
+    for name in module.__all__:
+        value = getattr(module, name)
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue
+        if not (value.__doc__ or "").strip() or (value.__doc__ or "").startswith(f"{name}("):  # made by dataclass
+            bare.append(name)
+        if inspect.isclass(value):
+            methods = [n for n, m in vars(value).items() if inspect.isfunction(m) and not n.startswith("_")]
+            bare += [f"{name}.{n}" for n in methods if not inspect.getdoc(getattr(value, n))]
+    assert not bare, f"{package}: no docstring on {', '.join(bare)}"
+
+
+@pytest.mark.parametrize("package", PUBLIC[1:])
+def test_public_names_stand_in_the_documentation(package: str) -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    missing = [name for name in import_module(package).__all__ if f":: {package}.{name}\n" not in text]
+    assert not missing, f"docs/api.md lacks {missing}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.name)
+def test_study_files_are_valid(path: Path) -> None:
+    validate(path.read_text(encoding="utf-8"), path.name)
+
+
+def _pip(arguments: list[str]) -> None:
+    """``pip install`` as the pages write it: known extras for plait, entry points for the package of this folder."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert arguments[0] == "install", arguments
+    for target in (argument for argument in arguments[1:] if not argument.startswith("-")):
+        name, _, extras = target.rstrip("]").partition("[")
+        assert name in (".", "plait"), f"the tests cannot install {target}"
+        unknown = set(filter(None, extras.split(","))) - set(project["optional-dependencies"])
+        assert not unknown, f"plait has no extra {unknown}"
+    if Path("pyproject.toml").exists():
+        own = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+        folder = Path(f"{own['name'].replace('-', '_')}-{own['version']}.dist-info")
+        folder.mkdir(exist_ok=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {own['name']}\nVersion: {own['version']}\n")
+        groups = [
+            f"[{group}]\n" + "\n".join(f"{name} = {target}" for name, target in entries.items())
+            for group, entries in own["entry-points"].items()
+        ]
+        (folder / "entry_points.txt").write_text("\n".join(groups) + "\n")
+
+
+if __name__ == "__main__":
+    _pip(sys.argv[1:])
