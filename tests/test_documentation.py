@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from plait import catalog
+from plait.cli import app as front
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -100,11 +102,37 @@ def run_block(block: Block, page: Path, names: dict[str, object]) -> None:
     if block.language == "python" and not block.file:
         catalog._all.cache_clear()  # a package may have been installed by the page
         exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), names)
+    elif block.language == "bash" and (commands := plain_commands(block.code)):
+        for words in commands:
+            assert exit_status(words) == 0, f"{where}: {shlex.join(words)}"
     elif block.language == "bash":
         result = subprocess.run(["bash", "-euc", block.code], capture_output=True, text=True, timeout=600, check=False)
         assert result.returncode == 0, f"{where}:\n{block.code}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     elif block.language == "yaml":
         validate(block.code, where)
+
+
+def exit_status(words: list[str]) -> object:
+    """Run a command of plait in this process."""
+    catalog._all.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        try:
+            front.main(words[1:])
+        except SystemExit as end:
+            return end.code
+    return None
+
+
+def plain_commands(code: str) -> list[list[str]]:
+    """The words of each command if all are calls of ``plait`` without the shell's own signs, else nothing.
+
+    Such blocks run in this process, which has torch and transformers loaded already.
+    """
+    lines = [line for line in code.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+    if any(re.search(r"[|<>&;$`*]|^(?!plait )", re.sub(r"\s#.*$", "", line)) for line in lines):
+        return []
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 def validate(text: str, where: str) -> None:

@@ -24,6 +24,7 @@ GOLDEN = Path(__file__).parent / "golden"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention-window": ("attention", {"window": 5}),
     "attention-grouped": ("attention", {"head_dim": 8, "num_kv_heads": 2, "qk_norm": True, "output_gate": True}),
+    "attention-convolution": ("attention", {"use_short_conv": True, "num_heads": 4, "num_kv_heads": 2}),
     "attention-no-rope": ("attention", {"rope_base": None}),
     "gated_deltanet-grouped": ("gated_deltanet", {"head_dim": 8, "num_heads": 2, "num_v_heads": 4}),
     "gated_deltanet-negative": ("gated_deltanet", {"allow_neg_eigval": True, "use_gate": False}),

@@ -9,6 +9,7 @@ import torch
 
 from plait import catalog
 from plait.errors import CacheError, OptionError
+from plait.mixers.context import Context
 from plait.models import PlaitCache, PlaitConfig, PlaitForCausalLM, layer_plan
 
 LINEAR = [name for name in catalog.names("mixer") if name != "attention"]
@@ -92,6 +93,22 @@ def test_positions_are_relative_and_offsets_matter(build, tokens) -> None:
     model(ids[:, :5], past_key_values=cache)
     wrong = model(ids[:, 5:], past_key_values=cache, position_ids=positions[:, 5:] + 1).logits
     assert (wrong - plain[:, 5:]).abs().max() > 1e-3
+
+
+def test_block_is_what_the_card_says(build, tokens) -> None:
+    """h = x + Mixer(RMS(x)), y = h + W_down(silu(W_gate RMS(h)) * W_up RMS(h)), written out."""
+    model = build("attention")
+    states = model(tokens(1, 5), output_hidden_states=True).hidden_states
+    block, x = model.model.layers[0], states[0]
+
+    def rms(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+    h = x + block.attn(rms(x, block.attn_norm.weight), Context.plain(x))
+    inner, mlp = rms(h, block.mlp_norm.weight), block.mlp
+    gate = inner @ mlp.gate_proj.weight.T
+    y = h + (gate * gate.sigmoid() * (inner @ mlp.up_proj.weight.T)) @ mlp.down_proj.weight.T
+    torch.testing.assert_close(states[1], rms(y, model.model.norm.weight))
 
 
 def test_hidden_states(build, tokens) -> None:

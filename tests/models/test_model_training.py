@@ -110,7 +110,7 @@ def test_accumulation_in_the_trainer_is_exact(build, tokens, tmp_path: Path, key
 
 
 def test_training_goes_on_after_loading(build, tokens, tmp_path: Path) -> None:
-    model, ids = build("hgrn2", "attention", dtype=torch.float32), tokens(2, 6)
+    model, ids = build("attention", "hgrn2", dtype=torch.float32), tokens(2, 6)
     model.save_pretrained(tmp_path)
     again = PlaitForCausalLM.from_pretrained(tmp_path)
     expected, found = loss_and_gradients(model.train(), ids), loss_and_gradients(again.train(), ids)

@@ -270,7 +270,7 @@ class Browser:
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with direct.open(request, timeout=120) as answer:
+            with direct.open(request, timeout=180) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             raise RuntimeError(f"{method} {path}: {json.load(error)['value']['message']}") from None

@@ -35,6 +35,10 @@ def test_heights_follow_the_values(full_summary: StudySummary) -> None:
     assert band is not None
     transformer = next(each for each in full_summary.configurations if each.ratio == "full").metrics["recall"]
     assert float(band.attrib["y"]) == pytest.approx(zero + (one - zero) * transformer.high, abs=0.1)
+    lines = [path.attrib["d"] for path in root.iter(f"{SVG}path") if path.get("class") == "line"]
+    retnet = [float(point.split()[1]) for point in lines[0][1:].split("L")]
+    values = [each.metrics["recall"].mean for each in full_summary.configurations if each.mixer == "retnet"]
+    assert retnet == pytest.approx([zero + (one - zero) * value for value in values], abs=0.1)
 
 
 @pytest.mark.parametrize("metric", ["bits_per_byte", "loss", "decode@4096", "recall@64x4"])

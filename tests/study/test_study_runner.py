@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from plait.cli.study import app
 from plait.study.file import StudyFile, parse_study
 from plait.study.runner import check_models, run_trials, worker_environment
 from plait.study.store import ERROR, LOG, RESULT, Store
@@ -107,7 +109,7 @@ RUNNER = (
 )
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 400.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "nothing happened"
@@ -187,6 +189,17 @@ def test_summary_of_a_real_study(reference: Prepared) -> None:
     assert summary.recommendation.key is None
 
 
+def test_report_of_a_real_study(reference: Prepared) -> None:
+    store, _ = reference
+    result = CliRunner().invoke(app, ["report", str(store.folder)], catch_exceptions=False)
+    assert "No recommendation: the transformer did not learn track 'recall'" in result.stdout
+    assert f"Report: {store.folder / 'report.html'}" in result.stdout
+    for name in ("report.html", "report.json", "report.csv"):
+        assert (store.folder / name).stat().st_size > 0, name
+    shown = CliRunner().invoke(app, ["report", str(store.folder), "--json"], catch_exceptions=False)
+    assert json.loads(shown.stdout)["finished"] == 6
+
+
 def kill_in_training(store: Store, found: list[Trial], worker: int) -> Trial:
     """SIGKILL a worker while it trains; it is held still first, so that the trial cannot end in between."""
     while True:
@@ -215,7 +228,7 @@ def test_killed_again_and_again_it_ends_with_the_same_results(
 
     wait_for(lambda: training(store, [one for one in found if one != trial]))  # the others go on
     runner.send_signal(signal.SIGINT)
-    _, errors = runner.communicate(timeout=60)
+    _, errors = runner.communicate(timeout=200)
     assert runner.returncode == 130, errors
     assert f"To go on: plait {' '.join(COMMAND[2:])}" in errors
     assert not any(store.running(one) for one in found)
@@ -263,7 +276,7 @@ def test_two_runners_share_the_trials(
     reference: Prepared, start: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
     for runner in [start(*COMMAND) for _ in range(2)]:
-        output, errors = runner.communicate(timeout=300)
+        output, errors = runner.communicate(timeout=500)
         assert runner.returncode == 0, errors
         assert "No recommendation" in output
     store = Store(tmp_path / "out")

@@ -79,8 +79,8 @@ def test_spearman() -> None:
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
     # ranks 1 2 3 4 5 against 2 1 4 3 5: 1 - 6 * 4 / (5 * 24)
     assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)
-    # a tie takes the mean rank: 1.5 1.5 3 against 1 2 3
-    assert spearman([7, 7, 9], [1, 2, 3]) == pytest.approx(math.sqrt(0.75))
+    # a tie takes the mean rank: 1 2.5 2.5 4 against 1 2 3 4
+    assert spearman([5, 7, 7, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
     assert spearman([1, 1], [1, 2]) is None
 
 

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import plait
+from plait.data.tasks import TaskDataset
 from plait.errors import BackendUnavailable, OptionError, TrainingError
 from plait.models import PlaitForCausalLM
 from plait.training import RunConfig, build_model_config, runner
@@ -99,6 +100,24 @@ def test_resumed_equals_uninterrupted(
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
     assert result.tokens == 8 * 2 * 4 * 16
+
+
+def test_rows_come_in_order_and_none_is_replayed(
+    run_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    rows = TaskDataset.__getitems__
+
+    def spy(self: TaskDataset, indices: list[int]) -> Any:
+        read.extend(indices)
+        return rows(self, indices)
+
+    monkeypatch.setattr(TaskDataset, "__getitems__", spy)
+    crashed_run(monkeypatch, run_config(), tmp_path, 6)
+    assert read[: 6 * 4] == list(range(6 * 4))
+    read.clear()
+    train(run_config(), tmp_path, progress=False)
+    assert read == list(range(4 * 4, 8 * 4))
 
 
 def test_random_state_is_part_of_a_checkpoint(

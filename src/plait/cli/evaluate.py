@@ -53,9 +53,9 @@ def command(
         data = DataSection(corpus=corpus, field=field, length=length or (data.length if data else 256))
     elif data is not None and length is not None:
         data = data.model_copy(update={"length": length})
+    network, tokenizer = open_model(place)
     if data is None and not section.decode_contexts:
         raise OptionError(f"{model} does not say what it was trained on: give --corpus, --contexts or both.")
-    network, tokenizer = open_model(place)
     bundle = None if data is None else _bundle(data, model, place, run, tokenizer)
     result = evaluate(network, bundle, section, batch_size=batch_size or (run.training.batch_size if run else 16))
     if as_json:

@@ -16,7 +16,7 @@ import os
 import sysconfig
 from collections.abc import Collection, Iterator
 from itertools import groupby, pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
 from plait.data.corpus import GROUP, Corpus, Document, Split, checked_split, file_fingerprint, split_of
@@ -184,7 +184,7 @@ def _walk(root: Path, without: Collection[str] = ()) -> list[Path]:
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in without)
         found.extend(Path(folder, name) for name in sorted(files) if not name.startswith("."))
-    return sorted(found, key=lambda path: PurePosixPath(path.relative_to(root)).parts)
+    return sorted(found, key=lambda path: path.relative_to(root).parts)
 
 
 def _blocks(name: str, text: str, split: Split) -> Iterator[Document]:

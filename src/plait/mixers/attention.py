@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.errors import CacheError
-from plait.mixers.base import Cost, Dims, Mixer, MixerOptions
+from plait.mixers.base import Cost, Dims, MixerOptions
 from plait.mixers.context import Context
+from plait.mixers.convolved import ConvolvedMixer
 from plait.mixers.linear import default_heads, split_heads
 from plait.mixers.state import KeyValues, LayerState
 from plait.nn import RMSNorm
@@ -36,6 +37,9 @@ class AttentionOptions(MixerOptions):
         window: tokens that a query sees, itself included; None: all before it.
         output_gate: multiply the result with ``sigmoid(W_g x)``.
         qkv_bias: biases on the query, key and value projections.
+        use_short_conv: convolve q, k and v before heads are made, as the delta rule's mixers do; softmax attention
+            usually does not, but a comparison of mixers on equal footing needs it.
+        conv_size: taps of the convolution.
     """
 
     mixer: ClassVar[str] = "attention"
@@ -47,9 +51,11 @@ class AttentionOptions(MixerOptions):
     window: int | None = None
     output_gate: bool = False
     qkv_bias: bool = False
+    use_short_conv: bool = False
+    conv_size: int = 4
 
     def __post_init__(self) -> None:
-        self.require_positive("num_heads", "num_kv_heads", "head_dim", "rope_base", "window")
+        self.require_positive("num_heads", "num_kv_heads", "head_dim", "rope_base", "window", "conv_size")
 
     def heads(self, dims: Dims) -> tuple[int, int, int]:
         """Query heads H, key-value heads N and head dim D in a model of these ``dims``.
@@ -72,7 +78,7 @@ class AttentionOptions(MixerOptions):
         return H, N, D
 
 
-class Attention(Mixer):
+class Attention(ConvolvedMixer):
     """``softmax(Q K^T / sqrt(D)) V`` over the tokens up to the query's own.
 
     Query head h reads key-value head ``h // (H // N)``. Keys are cached after the rotary embedding.
@@ -89,6 +95,7 @@ class Attention(Mixer):
         self.k_proj = nn.Linear(d, N * D, bias=options.qkv_bias)
         self.v_proj = nn.Linear(d, N * D, bias=options.qkv_bias)
         self.o_proj = nn.Linear(H * D, d, bias=False)
+        self.add_convolutions(True, q=H * D, k=N * D, v=N * D)
         if options.qk_norm:
             self.q_norm = RMSNorm(D, dims.norm_eps)
             self.k_norm = RMSNorm(D, dims.norm_eps)
@@ -98,7 +105,10 @@ class Attention(Mixer):
     def queries_keys_values(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``(B, T, H, D)``, keys and values ``(B, T, N, D)``, normed and turned."""
         D = self.sizes[2]
-        q, k, v = (split_heads(project(x), D) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.options.use_short_conv:
+            q, k, v = (self.convolve(name, y, context) for name, y in (("q", q), ("k", k), ("v", v)))
+        q, k, v = (split_heads(y, D) for y in (q, k, v))
         if self.options.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.rope_base is not None:
@@ -141,7 +151,7 @@ class Attention(Mixer):
         context.pairs[self.layer] = context.pairs.get(self.layer, 0) + pairs * heads  # type: ignore[index,union-attr]
 
     def new_state(self) -> LayerState:
-        return LayerState({"kv": KeyValues(self.options.window)})
+        return LayerState({"kv": KeyValues(self.options.window), **self.tails()})
 
     @classmethod
     def code_path(cls, device_type: str) -> tuple[str, str]:
@@ -153,10 +163,11 @@ class Attention(Mixer):
         H, N, D = options.heads(dims)
         seen = min(T, options.window or T)
         stored = T if options.window is None else min(T, options.window - 1)
+        tails = (options.conv_size - 1) * (H + 2 * N) * D if options.use_short_conv else 0
         return Cost(
             flops_prefill=2 * seen * (2 * T - seen) * H * D,
             flops_decode=4 * min(T + 1, options.window or T + 1) * H * D,
-            state_bytes=2 * stored * N * D * cache_dtype.itemsize,
+            state_bytes=(2 * stored * N * D + tails) * cache_dtype.itemsize,
         )
 
     def effective_weights(self, x: Tensor, context: Context | None = None) -> Tensor:

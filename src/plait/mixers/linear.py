@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from plait.mixers.base import Cost, Dims, Mixer, MixerOptions
+from plait.mixers.base import Cost, Dims, MixerOptions
 from plait.mixers.context import Context
-from plait.mixers.state import ConvTail, LayerState, Recurrent, Segment
-from plait.nn import ShortConvolution
+from plait.mixers.convolved import ConvolvedMixer
+from plait.mixers.state import LayerState, Recurrent
 from plait.ops import delta_rule, linear_attention
 
 
@@ -153,7 +153,7 @@ class Recurrence:
     beta: Tensor | None = None
 
 
-class RecurrentMixer(Mixer):
+class RecurrentMixer(ConvolvedMixer):
     """A mixer that remembers one state of constant size and the inputs of its short convolutions."""
 
     #: FLOPs per state element and token, by the accounting of :class:`~plait.mixers.base.Cost`.
@@ -164,27 +164,8 @@ class RecurrentMixer(Mixer):
         super().__init__(dims, options, layer)
         self.heads = options.heads(dims)
 
-    def add_convolutions(self, activation: bool, **channels: int) -> None:
-        """Create the short convolutions ``NAME_conv1d`` if the options ask for them."""
-        if self.options.use_short_conv:
-            for name, width in channels.items():
-                self.add_module(f"{name}_conv1d", ShortConvolution(width, self.options.conv_size, activation))
-
-    def convolve(self, name: str, x: Tensor, context: Context) -> Tensor:
-        """``x`` ``(B, T, C)`` through the convolution ``NAME_conv1d``, continuing and keeping its tail."""
-        segment = None if context.state is None else context.state[f"{name}_conv1d"]
-        tail = None if segment is None else segment.value  # type: ignore[attr-defined]
-        y, tail = self.get_submodule(f"{name}_conv1d")(x, tail, context.padding, context.cu_seqlens)
-        if segment is not None:
-            segment.value = tail  # type: ignore[attr-defined]
-        return y
-
     def new_state(self) -> LayerState:
-        segments: dict[str, Segment] = {"recurrent": Recurrent()}
-        for name, module in self.named_children():
-            if isinstance(module, ShortConvolution):
-                segments[name] = ConvTail()
-        return LayerState(segments)
+        return LayerState({"recurrent": Recurrent(), **self.tails()})
 
     def carried(self, context: Context) -> Tensor | None:
         """The recurrent state before this call, or None."""

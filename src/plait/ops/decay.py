@@ -67,24 +67,30 @@ class _HeadScores(torch.autograd.Function):
         ctx: Any, d_scores: Tensor | None, d_entered: Tensor | None, d_leaving: Tensor | None, d_total: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, k, between, entry, exit = ctx.saved_tensors
-        d_q, d_k = torch.zeros_like(q), torch.zeros_like(k)
+        d_q, d_k, own = torch.zeros_like(q), torch.zeros_like(k), None
         if d_scores is not None:
             weights = d_scores * between
+            own = weights.diagonal(dim1=-2, dim2=-1)[..., None].clone()
+            weights.diagonal(dim1=-2, dim2=-1).zero_()  # a token's score for itself has no decay in it
             d_q, d_k = weights @ k, weights.mT @ q
         if d_entered is not None:
             d_q.addcmul_(d_entered, entry)
         if d_leaving is not None:
             d_leaving = d_leaving * exit
             d_k += d_leaving
-        if not ctx.needs_input_grad[2]:
-            return d_q, d_k, None, None, None, None
-        d_G = ((q * d_q).sum(-1) - (k * d_k).sum(-1)).double()
-        if d_leaving is not None:
-            d_G[..., -1] += (k * d_leaving).sum((-1, -2))
-        if d_total is not None:
-            d_G[..., -1] += (d_total * entry[..., -1, :]).sum(-1)
-        d_log_decay = d_G.sum_to_size(ctx.decay_shape).flip(-1).cumsum(-1).flip(-1)
-        return d_q, d_k, d_log_decay.to(q.dtype), None, None, None
+        d_log_decay = None
+        if ctx.needs_input_grad[2]:
+            d_G = ((q * d_q).sum(-1) - (k * d_k).sum(-1)).double()
+            if d_leaving is not None:
+                d_G[..., -1] += (k * d_leaving).sum((-1, -2))
+            d_G = d_G.sum_to_size(ctx.decay_shape)
+            if d_total is not None:
+                d_G[..., -1] += (d_total * entry[..., -1, :]).sum(-1)
+            d_log_decay = d_G.flip(-1).cumsum(-1).flip(-1).to(q.dtype)
+        if own is not None:
+            d_q.addcmul_(own, k)
+            d_k.addcmul_(own, q)
+        return d_q, d_k, d_log_decay, None, None, None
 
 
 def channel_scores(q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -142,8 +148,8 @@ class _ChannelScores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         a = log_decay.exp()
-        ctx.save_for_backward(q, k, a)
         scores = q.new_zeros(q.shape[0], q.shape[1], q.shape[1])
         scores.diagonal(dim1=1, dim2=2).copy_((q * k).sum(-1))
         entered, leaving, total, half = q * a, k.clone(memory_format=torch.contiguous_format), a, 1
@@ -155,40 +161,51 @@ class _ChannelScores(torch.autograd.Function):
             key.mul_(second)
             total = (first * second).flatten(1, 2)
             half *= 2
+        ctx.save_for_backward(q, k, a)
         return scores, entered, leaving, total.flatten(1)
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, d_scores: Tensor, d_entered: Tensor, d_leaving: Tensor, d_total: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, d_scores: Tensor | None, d_entered: Tensor | None, d_leaving: Tensor | None, d_total: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         q, k, a = ctx.saved_tensors
+        d_scores = q.new_zeros(*q.shape[:2], q.shape[1]) if d_scores is None else d_scores.contiguous()
+        d_q, d_k = _fresh(d_entered, q), _fresh(d_leaving, k)
+
         levels = []
-        entered, leaving, total, half = q * a, k.clone(memory_format=torch.contiguous_format), a, 1
+        query, key, total, half = q * a, k.clone(memory_format=torch.contiguous_format), a, 1
         while half < q.shape[1]:
-            query, key = _later(entered, half), _earlier(leaving, half)
             first, second = _earlier(total, 1), _later(total, 1)
-            levels.append((query.clone(), key.clone(), first, second))
-            query.mul_(first)
-            key.mul_(second)
+            levels.append((_later(query, half).clone(), _earlier(key, half).clone(), first, second))
+            _later(query, half).mul_(first)
+            _earlier(key, half).mul_(second)
             total = (first * second).flatten(1, 2)
             half *= 2
+        d_last = 0.0 if d_leaving is None else (d_k * key).sum(1)
+        if d_total is not None:
+            d_last = d_last + d_total * total.flatten(1)
 
-        d_scores = d_scores.contiguous()
-        d_q = d_entered.clone(memory_format=torch.contiguous_format)
-        d_k = d_leaving.clone(memory_format=torch.contiguous_format)
-        d_total = d_total[:, None, None]
         for query, key, first, second in reversed(levels):
             half //= 2
             d_query, d_key, d_block = _later(d_q, half), _earlier(d_k, half), _lower_left(d_scores, half)
-            d_first = d_total * second + (d_query * query).sum(2, keepdim=True)
-            d_second = d_total * first + (d_key * key).sum(2, keepdim=True)
             d_query.mul_(first).add_(_weighted(d_block, key))
             d_key.mul_(second).add_(_weighted(d_block.mT, query))
-            d_total = torch.cat([d_first, d_second], 2).flatten(1, 2)[:, :, None]
-        d_a = d_total.view_as(a) + d_q * q
-        d_diagonal = d_scores.diagonal(dim1=1, dim2=2)[..., None]
-        return d_q.mul_(a).addcmul_(d_diagonal, k), d_k.addcmul_(d_diagonal, q), d_a.mul_(a)
+        d_q.mul_(a)
+
+        d_log_decay = None
+        if ctx.needs_input_grad[2]:
+            d_G = (q * d_q).addcmul_(k, d_k, value=-1)
+            d_G[:, -1] += d_last
+            d_log_decay = d_G.new_ones(q.shape[1], q.shape[1]).triu() @ d_G
+        own = d_scores.diagonal(dim1=1, dim2=2)[..., None]  # a token's score for itself has no decay in it
+        return d_q.addcmul_(own, k), d_k.addcmul_(own, q), d_log_decay
+
+
+def _fresh(gradient: Tensor | None, like: Tensor) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(like, memory_format=torch.contiguous_format)
+    return gradient.clone(memory_format=torch.contiguous_format)
 
 
 def _products(q: Tensor, k: Tensor) -> Tensor:

@@ -137,6 +137,7 @@ def pareto_chart(summary: StudySummary, styles: dict[str, Style], context: int |
                     "color": style.colour,
                     "symbol": style.symbol,
                     "size": [12 if one.key in best else 8 for one in own],
+                    "opacity": 1,
                     "line": {"color": "paper", "width": 1},
                 },
                 "text": [escape(one.ratio) if one.key in named else "" for one in own],

@@ -171,8 +171,8 @@ def _css(styles: dict[str, Style]) -> str:
     rules = (
         "text{font:13px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:var(--ink)}"
         ".title{font-weight:600;font-size:15px}.tick,.note{fill:var(--muted)}.note{font-size:11px}"
-        ".paper{fill:var(--paper)}.grid{stroke:var(--grid)}.band{fill:var(--ink-band)}.mean{stroke:var(--ink);stroke-dasharray:2 3}"
-        ".line{fill:none;stroke-width:2}.bar{stroke-width:1.4}"
+        ".paper{fill:var(--paper)}.grid{stroke:var(--grid)}.band{fill:var(--ink-band)}"
+        ".mean{stroke:var(--ink);stroke-dasharray:2 3}.line{fill:none;stroke-width:2}.bar{stroke-width:1.4}"
     )
     used = dict.fromkeys(style.colour for style in styles.values())
     rules += "".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _loss(parts: Sequence[Mapping[str, Any]]) -> Interval:
 
 
 def _seeds(values: Sequence[float]) -> Interval:
-    return interval(values, "seeds")
+    return interval(values, "seeds", (0.0, math.inf))
 
 
 def _recall_metrics(track: list[Finished]) -> dict[str, Interval]:

@@ -10,7 +10,7 @@ Verdict = Literal["holds", "does not hold", "inconclusive"]
 
 
 class Interval(BaseModel):
-    """A mean with a 95 % bootstrap interval, over ``n`` seeds, or over batches when there is one seed."""
+    """A mean with a 95 % interval (``statistics.interval``), over ``n`` seeds, or over batches when there is one."""
 
     mean: float
     low: float

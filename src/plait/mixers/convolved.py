@@ -1,0 +1,37 @@
+"""Mixers that can put short causal convolutions in front of their queries, keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from plait.mixers.base import Mixer
+from plait.mixers.context import Context
+from plait.mixers.state import ConvTail, Segment
+from plait.nn import ShortConvolution
+
+
+class ConvolvedMixer(Mixer):
+    """Creates, runs and remembers the convolutions ``NAME_conv1d`` that ``options.use_short_conv`` asks for."""
+
+    options: Any  # its own type in each subclass
+
+    def add_convolutions(self, activation: bool, **channels: int) -> None:
+        """Create the short convolutions ``NAME_conv1d`` if the options ask for them."""
+        if self.options.use_short_conv:
+            for name, width in channels.items():
+                self.add_module(f"{name}_conv1d", ShortConvolution(width, self.options.conv_size, activation))
+
+    def convolve(self, name: str, x: Tensor, context: Context) -> Tensor:
+        """``x`` ``(B, T, C)`` through the convolution ``NAME_conv1d``, continuing and keeping its tail."""
+        segment = None if context.state is None else context.state[f"{name}_conv1d"]
+        tail = None if segment is None else segment.value  # type: ignore[attr-defined]
+        y, tail = self.get_submodule(f"{name}_conv1d")(x, tail, context.padding, context.cu_seqlens)
+        if segment is not None:
+            segment.value = tail  # type: ignore[attr-defined]
+        return y
+
+    def tails(self) -> dict[str, Segment]:
+        """An empty tail for every convolution."""
+        return {name: ConvTail() for name, child in self.named_children() if isinstance(child, ShortConvolution)}
