@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contracts.checks import CHECKS, cases, tiny_model, tokens
 
+from contracts.checks import CHECKS, cases, tiny_model, tokens
 from plait.models import PlaitCache
 
 

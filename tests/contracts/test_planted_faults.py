@@ -7,18 +7,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contracts.checks import CHECKS
 from torch import Tensor
 
+from contracts.checks import CHECKS
 from plait import catalog, nn
 from plait.mixers.context import Context
 
+Fault = Callable[[Tensor, Context], tuple[Tensor, Context]]
 MIXERS = catalog.names("mixer")
 GATED = ["retnet", "gla", "gated_deltanet", "hgrn"]
 CONVOLVED = ["deltanet", "gated_deltanet"]
 
 
-def wrap(mixer: str, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Tensor, Context], tuple[Tensor, Context]]) -> None:
+def wrap(
+    mixer: str, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Tensor, Context], tuple[Tensor, Context]]
+) -> None:
     """Let ``fault`` change what the mixer is given."""
     cls = catalog.get(mixer).load()
     sound = cls.forward
@@ -71,9 +74,7 @@ def caught(check: str, case: str) -> bool:
         "values scaled",
     ],
 )
-def test_fault_is_caught(
-    fault: Callable[[Tensor, Context], tuple[Tensor, Context]], check: str, mixer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fault_is_caught(fault: Fault, check: str, mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not caught(check, mixer)
     wrap(mixer, monkeypatch, fault)
     assert caught(check, mixer)
@@ -93,7 +94,7 @@ def test_gate_before_norm_is_caught(mixer: str, monkeypatch: pytest.MonkeyPatch)
 def test_padding_in_the_convolution_is_caught(mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = nn.ShortConvolution.forward
 
-    def forward(self: nn.ShortConvolution, x: Tensor, tail=None, padding=None, cu_seqlens=None):  # noqa: ANN202
+    def forward(self: nn.ShortConvolution, x: Tensor, tail=None, padding=None, cu_seqlens=None):
         return sound(self, x, tail, None, cu_seqlens)
 
     monkeypatch.setattr(nn.ShortConvolution, "forward", forward)

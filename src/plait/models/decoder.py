@@ -303,6 +303,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         self.model.embeddings = value
 
     def get_output_embeddings(self) -> nn.Module:
+        """The output head."""
         return self.lm_head
 
     def set_output_embeddings(self, value: nn.Module) -> None:

@@ -219,4 +219,6 @@ def _weighted(weights: Tensor, x: Tensor) -> Tensor:
     """``weights @ x`` over blocks, likewise."""
     if x.shape[2] > 2:
         return weights @ x
-    return (weights[..., None] * x[..., None, :, :]).sum(-2)
+    if x.shape[2] == 1:
+        return weights * x
+    return weights[..., :1] * x[..., :1, :] + weights[..., 1:] * x[..., 1:, :]
