@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,7 @@ assert type(model).__module__ == "plait.models.decoder"
 model.save_pretrained({str(again)!r})
 print(json.dumps(model(torch.tensor({tokens(1, 5).tolist()})).logits.tolist()))
 """
-    environment = {"HF_MODULES_CACHE": str(modules), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_MODULES_CACHE": str(modules)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
     )

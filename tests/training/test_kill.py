@@ -20,7 +20,7 @@ def trained(folder: Path, *kills: str) -> list[list[str]]:
     folder.mkdir()
     (folder / "metrics.jsonl").touch()
     done = subprocess.run(
-        [sys.executable, str(DRIVER), str(folder), *kills], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, str(DRIVER), str(folder), *kills], env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     return [line.split() for line in done.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""Scores between the tokens of a chunk under decay, safe at any strength and without cancellation.
+"""Scores between the tokens of a chunk under decay, safe at any strength.
 
 Inside a chunk the score of token ``i`` for token ``j <= i`` is ``q_i . diag(exp(G_i - G_j)) k_j`` with ``G`` the
 cumulative log decay. ``exp(-G_j)`` alone overflows, so only factors ``<= 1`` are ever formed.
@@ -50,7 +50,7 @@ def head_scores(q: Tensor, k: Tensor, decay: HeadDecay) -> tuple[Tensor, Tensor,
 
 
 class _HeadScores(torch.autograd.Function):
-    """The gradient of ``G_i`` is ``q_i . dq_i - k_i . dk_i``, since ``G`` enters only as ``e^{G_i} q_i, e^{-G_j} k_j``."""
+    """``G`` enters only as ``e^{G_i} q_i`` and ``e^{-G_j} k_j``, so ``dG_i = q_i . dq_i - k_i . dk_i``."""
 
     @staticmethod
     def forward(
