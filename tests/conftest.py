@@ -1,8 +1,10 @@
-"""What holds for every test: one thread, no network, fixed seeds, unwritten buffers that show."""
+"""What holds for every test: one thread, no network, fixed seeds, Ctrl-C that arrives, unwritten buffers that show."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 # Before torch and the Hugging Face libraries are imported; child processes inherit it.
 os.environ.update(
@@ -12,6 +14,10 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     WANDB_MODE="disabled",
 )
+
+# A shell starts background jobs with Ctrl-C ignored, and commands under test would inherit that.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Iterator
 

@@ -10,7 +10,7 @@ import pytest
 from plait import catalog
 from plait.catalog import Method
 from plait.cli import app as front
-from plait.cli.show import describe
+from plait.cli.show import _options, describe
 from plait.mixers import Dims
 
 
@@ -74,3 +74,28 @@ def test_a_name_of_two_kinds_asks_which(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit):
         front.main(["show", "gla"])
     assert "add --kind mixer or --kind task" in capsys.readouterr().err
+
+
+def test_options_of_a_base_class_keep_their_descriptions() -> None:
+    @dataclasses.dataclass
+    class Base:
+        """Base.
+
+        Args:
+            kept: of the base.
+            changed: of the base.
+        """
+
+        kept: int = 1
+        changed: list[int] = dataclasses.field(default_factory=list)
+
+    @dataclasses.dataclass
+    class Own(Base):
+        """Own.
+
+        Args:
+            changed: anew.
+        """
+
+    described = {entry["name"]: (entry["default"], entry["description"]) for entry in _options(Own)}
+    assert described == {"kept": (1, "of the base."), "changed": ([], "anew.")}

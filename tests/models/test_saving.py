@@ -79,6 +79,17 @@ def test_auto_classes(build, tokens, tmp_path: Path) -> None:
     assert torch.equal(model.lm_head(hidden), model(tokens(1, 5)).logits)
 
 
+def test_a_saved_folder_holds_no_copy_of_the_source(build, tmp_path: Path) -> None:
+    """As transformers would make for classes that came through ``trust_remote_code``."""
+    PlaitConfig.register_for_auto_class()
+    PlaitForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    saved(build, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.py")] == ["plait_model.py"]
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModelForCausalLM"] == "plait_model.PlaitForCausalLM"
+    assert auto_map["AutoConfig"] == "plait_model.PlaitConfig"
+
+
 def test_auto_classes_where_plait_is_not_imported(build, tokens, tmp_path: Path) -> None:
     """A fresh process that knows only ``trust_remote_code``; what it saves is loadable again."""
     folder, again, modules = tmp_path / "model", tmp_path / "again", tmp_path / "modules"

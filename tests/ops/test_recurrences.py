@@ -116,6 +116,21 @@ def test_only_the_output_or_only_the_state_is_used(delta: bool, monkeypatch: pyt
             assert_equal(grads[1], grads[0], 1e-10, (segment, index))
 
 
+def test_only_one_input_needs_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunkwise, "SEGMENT", 16)
+    given = inputs(40, delta=True)
+    everything = with_gradients(given, chunk_size=8)
+    for index in range(6):
+        leaves = given.leaves()
+        for other, x in enumerate(leaves.tensors()):
+            x.requires_grad_(other == index)
+        o, state = leaves.run(chunk_size=8)
+        generator = torch.Generator().manual_seed(7)
+        loss = sum((y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum() for y in (o, state))
+        (found,) = torch.autograd.grad(loss, leaves.tensors()[index])
+        assert_equal([found], [everything[2 + index]], 1e-12, index)
+
+
 def test_value_heads_share_key_heads() -> None:
     given = inputs(20, H=2, HV=6, decay="channel", delta=True)
     repeated = inputs(20, H=2, HV=6, decay="channel", delta=True)

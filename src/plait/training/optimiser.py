@@ -29,11 +29,7 @@ def parameter_groups(model: nn.Module) -> tuple[list[str], list[str]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        spared = (
-            parameter.dim() < 2
-            or name.endswith(DECAY_PARAMETERS)
-            or getattr(parameter, "_no_weight_decay", False)
-        )
+        spared = parameter.dim() < 2 or name.endswith(DECAY_PARAMETERS) or getattr(parameter, "_no_weight_decay", False)
         (left if spared else decayed).append(name)
     return decayed, left
 
