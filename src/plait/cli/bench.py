@@ -19,7 +19,7 @@ def _bench() -> None:
 
 @app.command("ops")
 def operations(
-    sizes: Annotated[Literal["small", "full"], typer.Option(help="small: under a minute; full: long contexts.")] = (
+    sizes: Annotated[Literal["small", "full"], typer.Option(help="small: about a minute; full: long contexts.")] = (
         "small"
     ),
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")] = "cpu",
