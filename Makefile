@@ -32,7 +32,7 @@ help:
 setup: $(READY)
 
 # torch comes first and alone: nothing may pull another build of it.
-$(READY): pyproject.toml
+$(READY): pyproject.toml hatch_build.py $(wildcard src/plait/ops/native/*.[ch] src/plait/ops/native/build.py)
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "plait needs Python 3.11 or newer, and '$(PYTHON)' is not. Install one, or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(PLAIT_VENV_FLAGS) $(VENV)

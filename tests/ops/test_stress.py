@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from ops.cases import Inputs, assert_equal, inputs, with_gradients
+from plait import ops
 
 PATTERNS = {
     "keep": [0.0],
@@ -15,6 +18,15 @@ PATTERNS = {
     "ends": [-1e4, *[-0.01] * 62, -1e4],
     "minus infinity": [-0.01, -0.5, -torch.inf, -0.01, -0.01, -20.0],
 }
+
+
+@pytest.fixture(params=["torch", "native"], autouse=True)
+def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    status = ops.dispatch.status(request.param)
+    if not status.available:
+        pytest.skip(f"{status.name}: {status.reason}")
+    with ops.backend(request.param):
+        yield
 
 
 def stressed(pattern: list[float], decay: str, delta: bool, T: int = 130) -> Inputs:

@@ -16,7 +16,7 @@ import torch
 
 from plait.errors import BackendUnavailable, OptionError, nearest
 
-NAMES = ("reference", "torch", "fla")
+NAMES = ("reference", "torch", "native", "fla")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BackendStatus:
     """Whether a backend can serve on this machine.
 
     Args:
-        name: ``reference``, ``torch`` or ``fla``.
+        name: ``reference``, ``torch``, ``native`` or ``fla``.
         available: True when it can be asked for.
         reason: why it can or cannot serve.
         mend: what to do to make it available; empty when it is.
@@ -52,6 +52,15 @@ def _fla_status() -> BackendStatus:
     return BackendStatus("fla", True, "Triton kernels of flash-linear-attention, for CUDA tensors")
 
 
+def _native_status() -> BackendStatus:
+    from plait.ops import native
+
+    reason = native.absent()
+    if reason is not None:
+        return BackendStatus("native", False, reason, native.MEND)
+    return BackendStatus("native", True, f"compiled kernels for CPU tensors ({native.load()[1]})")
+
+
 def status(name: str) -> BackendStatus:
     """Whether the backend of this name can serve, and why.
 
@@ -62,6 +71,8 @@ def status(name: str) -> BackendStatus:
         return BackendStatus("reference", True, "a loop over time steps: slow, exact, the oracle of the others")
     if name == "torch":
         return BackendStatus("torch", True, "chunkwise matrix products in PyTorch, any device")
+    if name == "native":
+        return _native_status()
     if name == "fla":
         return _fla_status()
     raise OptionError(f"There is no backend named {name!r}.{nearest(name, [*NAMES, 'auto'])}")
@@ -86,6 +97,11 @@ def choose(device_type: str) -> tuple[str, str]:
         if fla.available:
             return "fla", f"{device_type} tensors: {fla.reason}"
         return "torch", f"{device_type} tensors, and fla cannot serve: {fla.reason}"
+    if device_type == "cpu":
+        native = _native_status()
+        if native.available:
+            return "native", f"{device_type} tensors in fp32 or bf16: {native.reason}"
+        return "torch", f"{device_type} tensors, and native cannot serve: {native.reason}"
     return "torch", f"{device_type} tensors: {status('torch').reason}"
 
 

@@ -27,7 +27,7 @@ def linear_scan(
         u: input ``(B, T, D)``.
         state: ``h`` before the first step ``(B, D)``, or ``(N, D)`` with ``cu_seqlens``; None for zeros.
         cu_seqlens: ``(N + 1,)`` int64 borders of the N documents packed into the single row (``B == 1``).
-        backend: ``auto``, ``reference``, ``torch`` or ``fla``.
+        backend: ``auto``, ``reference``, ``torch``, ``native`` or ``fla``.
 
     Returns:
         ``h`` ``(B, T, D)`` in ``u``'s dtype and the last ``h`` of each row or document in the state's dtype.
@@ -39,11 +39,15 @@ def linear_scan(
     if u.dim() != 3 or log_a.shape != u.shape:
         raise OptionError(f"linear_scan: log_a {_show(log_a)} and u {_show(u)} must both be (B, T, D).")
     _check_state("linear_scan", state, (_rows("linear_scan", u, cu_seqlens), u.shape[2]))
-    chosen = _backend(backend, u)
+    chosen = _backend(backend, 0, log_a, u, state)
     if chosen == "fla":
         from plait.ops import fla
 
         return fla.linear_scan(log_a, u, state, cu_seqlens)
+    if chosen == "native":
+        from plait.ops import native
+
+        return native.linear_scan(log_a, u, state, cu_seqlens)
     implementation = reference if chosen == "reference" else chunkwise
     dtype = _compute_dtype(log_a, u)
     with _no_autocast(u):
@@ -77,7 +81,7 @@ def linear_attention(
         state: ``S`` before the first token ``(B, HV, K, V)``, or ``(N, HV, K, V)`` with ``cu_seqlens``; None for zeros.
         cu_seqlens: ``(N + 1,)`` int64 borders of the N documents packed into the single row (``B == 1``).
         chunk_size: tokens treated at once by chunkwise backends (an upper bound); the result does not depend on it.
-        backend: ``auto``, ``reference``, ``torch`` or ``fla``.
+        backend: ``auto``, ``reference``, ``torch``, ``native`` or ``fla``.
 
     Returns:
         Output ``(B, T, HV, V)`` in ``v``'s dtype, and the state after the last token of each row or document.
@@ -118,7 +122,7 @@ def delta_rule(
         state: ``S`` before the first token ``(B, HV, K, V)``, or ``(N, HV, K, V)`` with ``cu_seqlens``; None for zeros.
         cu_seqlens: ``(N + 1,)`` int64 borders of the N documents packed into the single row (``B == 1``).
         chunk_size: tokens treated at once by chunkwise backends (an upper bound); the result does not depend on it.
-        backend: ``auto``, ``reference``, ``torch`` or ``fla``.
+        backend: ``auto``, ``reference``, ``torch``, ``native`` or ``fla``.
 
     Returns:
         Output ``(B, T, HV, V)`` in ``v``'s dtype, and the state after the last token of each row or document.
@@ -163,11 +167,15 @@ def _attend(
         raise OptionError(f"{name}: chunk_size={chunk_size} must be at least 1.")
     _check_state(name, state, (_rows(name, v, cu_seqlens), value_heads, width, v.shape[3]))
     scale = width**-0.5 if scale is None else scale
-    chosen = _backend(backend, v, width)
+    chosen = _backend(backend, width, v, q, k, beta, log_decay, state)
     if chosen == "fla":
         from plait.ops import fla
 
         return fla.attend(q, k, v, beta, log_decay, scale, state, cu_seqlens)
+    if chosen == "native":
+        from plait.ops import native
+
+        return native.attend(q, k, v, beta, log_decay, scale, state, cu_seqlens, chunk_size)
     implementation = reference if chosen == "reference" else chunkwise
     dtype = _compute_dtype(q, k, v)
     with _no_autocast(v):
@@ -184,19 +192,25 @@ def _attend(
     return o.to(v.dtype), last
 
 
-def _backend(name: str, x: Tensor, key_width: int = 0) -> str:
-    """The backend for this call; where fla was chosen by ``auto`` but cannot take the tensors, torch runs."""
-    chosen = dispatch.resolve(name, x.device.type)
-    if chosen != "fla":
-        return chosen
-    from plait.ops import fla
+def _backend(name: str, key_width: int, *tensors: Tensor | None) -> str:
+    """The backend for this call; where the one that ``auto`` chose cannot take the tensors, torch runs."""
+    first = next(x for x in tensors if x is not None)
+    chosen = dispatch.resolve(name, first.device.type)
+    if chosen == "native":
+        from plait.ops import native
 
-    reason = fla.refuses(x, key_width)
+        reason = native.refuses(*tensors)
+    elif chosen == "fla":
+        from plait.ops import fla
+
+        reason = fla.refuses(first, key_width)
+    else:
+        return chosen
     if reason is None:
         return chosen
     if name == "auto" and not dispatch.overridden():
         return "torch"
-    raise BackendUnavailable(f"Backend 'fla' cannot serve: {reason}. Mend: ask for backend 'torch' or 'auto'.")
+    raise BackendUnavailable(f"Backend {chosen!r} cannot serve: {reason}. Mend: ask for backend 'torch' or 'auto'.")
 
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -1,0 +1,56 @@
+/* Independent pieces of work over threads. */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+typedef void (*piece)(void *job, int64_t index, float *scratch);
+
+/* GOMP_parallel of the OpenMP runtime that PyTorch has loaded; NULL where there is none, or after a fork, which that
+   runtime does not survive. Sharing its threads matters: two sets of threads would spin against each other. */
+typedef void (*team)(void (*run)(void *), void *data, unsigned threads, unsigned flags);
+
+typedef struct {
+    piece run;
+    void *job;
+    int64_t count;
+    size_t scratch;
+    atomic_llong next;
+    atomic_int failed;
+} queue;
+
+static void take_pieces(void *data) {
+    queue *q = data;
+    float *scratch = NULL;
+    if (posix_memalign((void **)&scratch, 64, (q->scratch + 1) * sizeof(float))) {
+        atomic_store(&q->failed, 1);
+        return;
+    }
+    for (int64_t i; (i = atomic_fetch_add(&q->next, 1)) < q->count;) q->run(q->job, i, scratch);
+    free(scratch);
+}
+
+static void *take_pieces_in_thread(void *data) {
+    take_pieces(data);
+    return NULL;
+}
+
+/* Returns 0, or 1 when memory ran out. `scratch` is in floats, for each thread. */
+static int run_pieces(piece run, void *job, int64_t count, size_t scratch, int64_t threads, team gomp) {
+    queue q = {run, job, count, scratch, 0, 0};
+    if (threads > count) threads = count;
+    if (threads <= 1) {
+        take_pieces(&q);
+    } else if (gomp) {
+        gomp(take_pieces, &q, (unsigned)threads, 0);
+    } else {
+        pthread_t others[threads - 1];
+        int64_t started = 0;
+        while (started < threads - 1 && !pthread_create(&others[started], NULL, take_pieces_in_thread, &q)) started++;
+        take_pieces(&q);
+        for (int64_t i = 0; i < started; i++) pthread_join(others[i], NULL);
+    }
+    return atomic_load(&q.failed) && atomic_load(&q.next) < count;
+}

@@ -1,0 +1,178 @@
+/* Kernels that pass once over rows of channels: the first-order scan, the short depthwise convolution, and one token of
+   the matrix recurrences. */
+#include "parallel.h"
+#include "vectors.h"
+
+/* Channels that one piece of work holds: a row of them is a few cache lines, its running state stays in the first-level
+   cache. */
+#define CHANNELS 512
+
+typedef struct {
+    const float *log_a, *u, *state;    /* (B, T, D) contiguous, (N, D) or NULL */
+    float *h;                          /* (B, T, D) */
+    const float *d_h;                  /* (B, T, D) */
+    float *d_log_a, *d_u, *d_state;    /* NULL forward */
+    const int64_t *start, *length;     /* first row of each sequence in (B T, D), and its tokens */
+    int64_t sequences, D;
+} scan;
+
+static inline int64_t pieces_of(int64_t D) { return (D + CHANNELS - 1) / CHANNELS; }
+
+/* A vector at the channels' end: lanes beyond `left` are 0. */
+static inline vec load_part(const float *p, int64_t left) {
+    if (left >= W) return load(p);
+    float x[W] = {0};
+    for (int64_t i = 0; i < left; i++) x[i] = p[i];
+    return load(x);
+}
+
+static inline void store_part(float *p, vec x, int64_t left) {
+    if (left >= W) {
+        store(p, x);
+        return;
+    }
+    for (int64_t i = 0; i < left; i++) p[i] = x[i];
+}
+
+/* h_t = e^{log_a_t} h_{t-1} + u_t */
+static void scan_forward(void *job, int64_t index, float *h) {
+    const scan *g = job;
+    int64_t n = index / pieces_of(g->D), first = index % pieces_of(g->D) * CHANNELS;
+    int64_t width = g->D - first < CHANNELS ? g->D - first : CHANNELS;
+    for (int64_t d = 0; d < width; d += W)
+        store(h + d, g->state ? load_part(g->state + n * g->D + first + d, width - d) : splat(0));
+    for (int64_t t = 0; t < g->length[n]; t++) {
+        int64_t row = (g->start[n] + t) * g->D + first;
+        for (int64_t d = 0; d < width; d += W) {
+            vec a = exponential(load_part(g->log_a + row + d, width - d));
+            vec next = a * load(h + d) + load_part(g->u + row + d, width - d);
+            store(h + d, next);
+            store_part(g->h + row + d, next, width - d);
+        }
+    }
+}
+
+/* d_u_t = d_h_t + a_{t+1} d_u_{t+1};  d_log_a_t = a_t h_{t-1} d_u_t;  d_state = a_1 d_u_1 */
+static void scan_backward(void *job, int64_t index, float *carry) {
+    const scan *g = job;
+    int64_t n = index / pieces_of(g->D), first = index % pieces_of(g->D) * CHANNELS;
+    int64_t width = g->D - first < CHANNELS ? g->D - first : CHANNELS;
+    for (int64_t d = 0; d < width; d += W) store(carry + d, splat(0));
+    for (int64_t t = g->length[n] - 1; t >= 0; t--) {
+        int64_t row = (g->start[n] + t) * g->D + first;
+        const float *before = t ? g->h + row - g->D : g->state ? g->state + n * g->D + first : NULL;
+        for (int64_t d = 0; d < width; d += W) {
+            vec a = exponential(load_part(g->log_a + row + d, width - d));
+            vec d_u = load(carry + d) + load_part(g->d_h + row + d, width - d);
+            store_part(g->d_u + row + d, d_u, width - d);
+            vec back = a * d_u;
+            vec h = before ? load_part(before + d, width - d) : splat(0);
+            store_part(g->d_log_a + row + d, back * h, width - d);
+            store(carry + d, back);
+        }
+    }
+    for (int64_t d = 0; g->d_state && d < width; d += W)
+        store_part(g->d_state + n * g->D + first + d, load(carry + d), width - d);
+}
+
+int plait_scan_forward(scan *g, int64_t threads, team gomp) {
+    return run_pieces(scan_forward, g, g->sequences * pieces_of(g->D), CHANNELS, threads, gomp);
+}
+
+int plait_scan_backward(scan *g, int64_t threads, team gomp) {
+    return run_pieces(scan_backward, g, g->sequences * pieces_of(g->D), CHANNELS, threads, gomp);
+}
+
+typedef struct {
+    const float *x, *weight, *bias;  /* (B, T + taps - 1, C), (taps, C), (C) or NULL */
+    float *y;                        /* (B, T, C) */
+    const float *d_y;
+    float *d_x, *d_weight;           /* d_weight (B, taps, C): summed over B outside */
+    int64_t B, T, C, taps;
+} convolution;
+
+/* y_t = bias + sum_j weight_j x_{t+j} */
+static void convolution_forward(void *job, int64_t index, float *unused) {
+    const convolution *g = job;
+    (void)unused;
+    int64_t b = index / pieces_of(g->C), first = index % pieces_of(g->C) * CHANNELS;
+    int64_t last = first + CHANNELS < g->C ? first + CHANNELS : g->C;
+    const float *x = g->x + b * (g->T + g->taps - 1) * g->C;
+    for (int64_t t = 0; t < g->T; t++)
+        for (int64_t c = first; c < last; c += W) {
+            vec y = g->bias ? load_part(g->bias + c, last - c) : splat(0);
+            for (int64_t j = 0; j < g->taps; j++)
+                y += load_part(g->weight + j * g->C + c, last - c) * load_part(x + (t + j) * g->C + c, last - c);
+            store_part(g->y + (b * g->T + t) * g->C + c, y, last - c);
+        }
+}
+
+/* d_x_s = sum_j weight_j d_y_{s-j};  d_weight_j = sum_t d_y_t x_{t+j} */
+static void convolution_backward(void *job, int64_t index, float *sums) {
+    const convolution *g = job;
+    int64_t b = index / pieces_of(g->C), first = index % pieces_of(g->C) * CHANNELS, length = g->T + g->taps - 1;
+    int64_t last = first + CHANNELS < g->C ? first + CHANNELS : g->C;
+    const float *x = g->x + b * length * g->C, *d_y = g->d_y + b * g->T * g->C;
+    memset(sums, 0, g->taps * CHANNELS * sizeof(float));
+    for (int64_t s = 0; s < length; s++)
+        for (int64_t c = first; c < last; c += W) {
+            vec d_x = splat(0), here = load_part(x + s * g->C + c, last - c);
+            for (int64_t j = 0; j < g->taps; j++) {
+                if (s < j || s - j >= g->T) continue;
+                vec d = load_part(d_y + (s - j) * g->C + c, last - c);
+                float *sum = sums + j * CHANNELS + c - first;
+                d_x += load_part(g->weight + j * g->C + c, last - c) * d;
+                store(sum, load(sum) + here * d);
+            }
+            store_part(g->d_x + (b * length + s) * g->C + c, d_x, last - c);
+        }
+    for (int64_t j = 0; j < g->taps; j++)
+        memcpy(g->d_weight + (b * g->taps + j) * g->C + first, sums + j * CHANNELS, (last - first) * sizeof(float));
+}
+
+int plait_convolution_forward(convolution *g, int64_t threads, team gomp) {
+    return run_pieces(convolution_forward, g, g->B * pieces_of(g->C), 0, threads, gomp);
+}
+
+int plait_convolution_backward(convolution *g, int64_t threads, team gomp) {
+    return run_pieces(convolution_backward, g, g->B * pieces_of(g->C), g->taps * CHANNELS, threads, gomp);
+}
+
+typedef struct {
+    const float *q, *k, *v, *beta, *log_decay; /* (B, H, K), (B, H, K), (B, HV, V), (B, HV) or NULL, (B, HV[, K]) or NULL */
+    const float *before;                       /* (B, HV, K, V) or NULL */
+    float *after, *o;                          /* (B, HV, K, V), which may be `before` itself; (B, HV, V) */
+    int64_t heads, group, rows, K, V, per_channel; /* value heads; value heads per key head; B HV */
+    float scale;
+} token;
+
+/* S~ = e^g S;  S = S~ + k w^T with w = v or beta (v - S~^T k);  o = S^T (scale q) */
+static void step(void *job, int64_t index, float *scratch) {
+    const token *g = job;
+    int64_t K = g->K, V = g->V, key_row = index / g->heads * (g->heads / g->group) + index % g->heads / g->group;
+    const float *q = g->q + key_row * K, *k = g->k + key_row * K, *v = g->v + index * V;
+    const float *before = g->before ? g->before + index * K * V : NULL;
+    float *after = g->after + index * K * V, *o = g->o + index * V, *write = scratch, *decay = scratch + V + W;
+    for (int64_t i = 0; i < K; i++)
+        decay[i] = g->log_decay ? expf(g->log_decay[g->per_channel ? index * K + i : index]) : 1;
+    for (int64_t j = 0; j < V; j++) write[j] = 0;
+    if (g->beta && before)
+        for (int64_t i = 0; i < K; i++) {
+            float f = k[i] * decay[i];
+            for (int64_t j = 0; j < V; j++) write[j] += f * before[i * V + j];
+        }
+    float beta = g->beta ? g->beta[index] : 1;
+    for (int64_t j = 0; j < V; j++) write[j] = beta * (v[j] - write[j]), o[j] = 0;
+    for (int64_t i = 0; i < K; i++) {
+        float f = decay[i], read = g->scale * q[i], key = k[i];
+        for (int64_t j = 0; j < V; j++) {
+            float s = (before ? f * before[i * V + j] : 0) + key * write[j];
+            after[i * V + j] = s;
+            o[j] += read * s;
+        }
+    }
+}
+
+int plait_step(token *g, int64_t threads, team gomp) {
+    return run_pieces(step, g, g->rows, g->V + g->K + 2 * W, threads, gomp);
+}
