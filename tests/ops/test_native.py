@@ -122,6 +122,24 @@ def test_only_the_output_or_only_the_state_is_used() -> None:
         assert_equal(grads[1], grads[0], 1e-5, index)
 
 
+def test_only_states_are_kept_for_backward() -> None:
+    T, heads, width = 1024, 2, 8
+    for decay, delta in itertools.product(("none", "head", "channel"), (False, True)):
+        leaves = single(inputs(T, B=1, H=heads, HV=heads, K=width, V=width, decay=decay, delta=delta)).leaves()
+        known = {x.untyped_storage().data_ptr() for x in leaves.tensors()}
+        kept: dict[int, int] = {}
+
+        def pack(x: Tensor, known: set[int] = known, kept: dict[int, int] = kept) -> Tensor:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in known:
+                kept[storage.data_ptr()] = storage.nbytes() // 4
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            leaves.run(backend="native", chunk_size=64)
+        assert sum(kept.values()) == (T // 64 + 1) * heads * width * width
+
+
 def test_threads_share_the_work_and_change_nothing() -> None:
     given = single(inputs(130, B=3, K=16, V=16, delta=True))
     expected = with_gradients(given, backend="native")

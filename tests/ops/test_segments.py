@@ -22,7 +22,7 @@ def kept_for_backward(T: int, decay: str, delta: bool) -> tuple[int, int]:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        o, state = leaves.run()
+        o, state = leaves.run(backend="torch")
     del o, state
     return sum(kept.values()), T
 

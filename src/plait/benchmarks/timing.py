@@ -25,17 +25,22 @@ class Ratio:
 
 
 def take_turns(
-    contenders: Mapping[str, Contender], repeats: int = 7, device: str = "cpu", shortest: float = _SHORTEST_SAMPLE
+    contenders: Mapping[str, Contender],
+    repeats: int = 7,
+    device: str = "cpu",
+    shortest: float = _SHORTEST_SAMPLE,
+    warm_up: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, one sample a turn, after a warm-up.
+    """Seconds per call of each contender, one sample a turn, after a warm-up of two calls.
 
     Args:
         contenders: name -> function without arguments.
         repeats: turns; each turn starts with another contender, so that drift falls on all alike.
         device: device whose queue is emptied before the clock is read.
         shortest: least seconds of a sample; quicker functions are called several times per sample.
+        warm_up: False for calls that take long and were warmed up otherwise; a sample is then one call.
     """
-    calls = {name: _calls(function, device, shortest) for name, function in contenders.items()}
+    calls = {name: _calls(function, device, shortest) if warm_up else 1 for name, function in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for turn in range(repeats):

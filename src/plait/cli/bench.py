@@ -1,63 +1,227 @@
-"""``plait bench``: plait's operations against named peers, in the same run, beside the machine's ceilings."""
+"""``plait bench``: plait against named peers, in the same run, beside the machine's ceilings."""
 
 from __future__ import annotations
 
-import platform
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 import typer
 
-from plait.cli.output import print_json, print_table
+from plait.cli.output import print_json, print_table, size
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")]
+Repeats = Annotated[int, typer.Option(min=7, help="Alternated repeats of each timing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Shapes = Annotated[
+    list[str] | None, typer.Option("--shape", metavar="B-T-H-D", help="Such as B1-T4096-H8-D64; repeat.")
+]
+Operations = Annotated[
+    list[str] | None, typer.Option("--operation", metavar="NAME", help="Only operations with NAME in theirs; repeat.")
+]
 
 
 @app.callback()
 def _bench() -> None:
-    """Time plait's operations against named peers."""
+    """Time plait against named peers."""
 
 
 @app.command("ops")
 def operations(
-    sizes: Annotated[Literal["small", "full"], typer.Option(help="small: about a minute; full: long contexts.")] = (
-        "small"
-    ),
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")] = "cpu",
-    repeats: Annotated[int, typer.Option(min=7, help="Alternated repeats of each timing.")] = 7,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    sizes: Annotated[
+        Literal["small", "full"], typer.Option(help="small: a few minutes; full: long contexts, hours.")
+    ] = "small",
+    shape: Shapes = None,
+    operation: Operations = None,
+    direction: Annotated[
+        Literal["forward", "forward+backward"] | None, typer.Option(help="Only this one; both without it.")
+    ] = None,
+    device: Device = "cpu",
+    repeats: Repeats = 7,
+    as_json: Json = False,
 ) -> None:
-    """Time the recurrences against a Python loop, transformers and softmax attention."""
-    import torch
+    """Time the recurrences against transformers, plain PyTorch, a Python loop and softmax attention."""
+    from plait.benchmarks.machine import require_device
+    from plait.benchmarks.operations import DIRECTIONS, chosen_operations, time_operations
+    from plait.benchmarks.shapes import chosen_shapes
 
-    from plait.benchmarks import operations as timed
-    from plait.benchmarks.machine import ceilings
-
-    timed.require_device(device)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    ceiling = ceilings(device, dtype)
-    timings = timed.time_operations(timed.SIZES[sizes], device, repeats, lambda line: typer.echo(line, err=True))
+    require_device(device)
+    shapes, named = chosen_shapes(sizes, shape or []), chosen_operations(operation or [])
+    directions = [direction] if direction else DIRECTIONS
+    head = _heading(device)
+    timings = time_operations(shapes, device, repeats, named, directions, _announce)
     if as_json:
-        machine = {
-            "platform": platform.platform(),
-            "device": device,
-            "dtype": str(dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-        }
-        print_json({"machine": machine, "ceilings": ceiling, "timings": timed.as_rows(timings)})
+        print_json({**head, "timings": [asdict(timing) for timing in timings]})
         return
-    typer.echo(
-        f"{device}, {dtype}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
-        + ", ".join(f"{name} {value:.1f}" for name, value in ceiling.items())
-    )
-    typer.echo(
-        "ratio: the peer's time over plait's (median and quartiles of alternated repeats); above 1, plait is faster"
-    )
+    _print_heading(head)
+    typer.echo("ratio: the peer's time over plait's (median, and quartiles of the turns); above 1, plait is faster")
+    typer.echo("share: of the rate of the machine's matrix product, or of its copy for a scan, in the same turns")
     typer.echo("softmax (SDPA) computes another function: it is what the recurrence would replace\n")
-    header = ["operation", "shape", "direction", "backend", "plait ms", "GFLOP/s", "peer", "peer ms", "ratio", "spread"]
+    header = ["operation", "shape", "direction", "backend", "plait ms", "rate", "share", "peer", "peer ms"]
     rows = [
-        [t.operation, t.shape, t.direction, t.backend, f"{t.milliseconds:.2f}", f"{t.gflops:.1f}" if t.gflops else "-"]
-        + [t.peer, f"{t.peer_milliseconds:.2f}", f"{t.ratio:.2f}", f"{t.ratio_low:.2f} to {t.ratio_high:.2f}"]
+        [t.operation, t.shape, t.direction, t.backend, f"{t.milliseconds:.2f}"]
+        + [f"{t.rate:.1f} {t.ceiling.split()[1]}", f"{t.share:.0%}", t.peer, f"{t.peer_milliseconds:.2f}"]
+        + _ratio_cells(t.ratio, t.ratio_low, t.ratio_high)
         for t in timings
     ]
-    print_table(header, rows, right=(4, 5, 7, 8))
+    print_table([*header, "ratio", "spread"], rows, right=(4, 5, 6, 8, 9))
+
+
+@app.command("decode")
+def decode(
+    heads: Annotated[int, typer.Option(min=1, help="Heads H.")] = 8,
+    width: Annotated[int, typer.Option(min=1, help="Key and value width D of a head.")] = 128,
+    contexts: Annotated[str, typer.Option(help="Tokens read before, increasing.")] = "1024,16384,131072,1048576",
+    steps: Annotated[int, typer.Option(min=1, help="Tokens after which memory is compared.")] = 10000,
+    device: Device = "cpu",
+    repeats: Repeats = 7,
+    as_json: Json = False,
+) -> None:
+    """Time one token through each recurrence: against transformers, by length of context, and what memory grows."""
+    from plait.benchmarks.decode import time_decoding
+    from plait.benchmarks.machine import require_device
+
+    require_device(device)
+    lengths = _numbers("--contexts", contexts)
+    head = _heading(device)
+    found = time_decoding(heads, width, lengths, steps, device, repeats, _announce)
+    if as_json:
+        print_json({**head, "decoding": [asdict(one) for one in found]})
+        return
+    _print_heading(head)
+    typer.echo("ratio: the peer's time over plait's (median, and quartiles of the turns); above 1, plait is faster\n")
+    header = ["operation", "shape", "backend", "plait us/token", "peer", "peer us/token", "ratio", "spread"]
+    rows = [
+        [one.operation, one.shape, one.backend, f"{one.microseconds:.1f}", name, f"{peer.microseconds:.1f}"]
+        + _ratio_cells(peer.ratio.median, peer.ratio.low, peer.ratio.high)
+        for one in found
+        for name, peer in one.peers.items()
+    ]
+    print_table(header, rows, right=(3, 5, 6))
+    typer.echo("\nus/token of plait by tokens read before; flatness: the largest over the smallest")
+    typer.echo("grown: memory held after so many more tokens, beyond that before them\n")
+    header = ["operation", *(f"{length}" for length in lengths), "flatness", "state", "grown", "tokens"]
+    rows = [
+        [one.operation, *(f"{time:.1f}" for time in one.contexts.values()), f"{one.flatness:.2f}"]
+        + [size(one.state_bytes), size(one.grown_bytes), str(one.steps)]
+        for one in found
+    ]
+    print_table(header, rows, right=range(1, len(header)))
+
+
+@app.command("train")
+def train(
+    tokens: Annotated[str, typer.Option(help="Lengths of the training step's sequence; 0 for none.")] = "4096,8192",
+    context: Annotated[int, typer.Option(min=0, help="Tokens of the prompt of a generation; 0 for none.")] = 32768,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated after it.")] = 256,
+    layers: Annotated[int, typer.Option(min=4, help="Layers of both models.")] = 24,
+    hidden_size: Annotated[int, typer.Option(min=1, help="Width d of both models.")] = 512,
+    mixer: Annotated[str, typer.Option(help="The hybrid's linear mixer.")] = "gated_deltanet",
+    ratio: Annotated[str, typer.Option(help="The hybrid's linear layers per full one.")] = "3:1",
+    vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary of both models.")] = 4096,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences of a training step.")] = 1,
+    checkpointing: Annotated[bool, typer.Option(help="Recompute blocks in the backward pass: less memory.")] = False,
+    prefills: Annotated[int, typer.Option(min=2, help="Alternated readings of the prompt.")] = 2,
+    device: Device = "cpu",
+    repeats: Annotated[int, typer.Option(min=2, help="Alternated repeats; quote none from fewer than 7.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Time a whole hybrid against the all-attention model of its size: training steps, and generation."""
+    from plait.benchmarks.machine import require_device
+    from plait.benchmarks.whole_model import Size, time_generation, time_training
+
+    require_device(device)
+    lengths = [] if tokens == "0" else _numbers("--tokens", tokens)
+    model = Size(layers, hidden_size, mixer, ratio, vocab_size)
+    head = _heading(device)
+    timings = time_training(model, lengths, batch, checkpointing, device, repeats, _announce) if lengths else []
+    if context:
+        timings += time_generation(model, context, new_tokens, device, repeats, prefills, _announce)
+    if as_json:
+        print_json({**head, "model": asdict(model), "timings": [asdict(timing) for timing in timings]})
+        return
+    _print_heading(head)
+    typer.echo(f"hybrid: {layers} layers of width {hidden_size}, {mixer} {ratio}; attention: the same, all softmax")
+    typer.echo(
+        "ratio: the attention model's time over the hybrid's (median, and quartiles of the turns); above 1, the "
+        "hybrid is faster"
+    )
+    typer.echo(f"generation: the whole prompt and {new_tokens} tokens after it, from the two measurements above it\n")
+    header = ["what", "tokens", "backend", "hybrid tokens/s", "attention tokens/s", "ratio", "spread", "repeats"]
+    rows = [
+        [t.what, str(t.tokens), t.backend, f"{t.tokens_per_second:.1f}", f"{t.attention_tokens_per_second:.1f}"]
+        + _ratio_cells(t.ratio, t.ratio_low, t.ratio_high)
+        + [str(t.repeats)]
+        for t in timings
+    ]
+    print_table(header, rows, right=(1, 3, 4, 5, 7))
+
+
+@app.command("memory")
+def memory(
+    shape: Shapes = None,
+    operation: Operations = None,
+    device: Device = "cpu",
+    repeats: Annotated[int, typer.Option(min=2, help="Fresh processes of each contender, in turns.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure the peak memory of forward and backward beyond inputs and outputs, each in a fresh process."""
+    from plait.benchmarks.machine import require_device
+    from plait.benchmarks.memory import measure_memory
+    from plait.benchmarks.operations import chosen_operations
+    from plait.benchmarks.shapes import Shape
+
+    require_device(device)
+    shapes, named = [Shape.parse(text) for text in shape or ["B1-T4096-H8-D128"]], chosen_operations(operation or [])
+    head = _heading(device)
+    peaks = measure_memory(shapes, device, repeats, named, _announce)
+    if as_json:
+        print_json({**head, "memory": [asdict(peak) for peak in peaks]})
+        return
+    _print_heading(head)
+    typer.echo("peak of forward and backward beyond inputs and outputs, each in fresh processes")
+    typer.echo("ratio: the peer's over plait's (median, and quartiles of the processes); above 1, plait takes less\n")
+    header = ["operation", "shape", "backend", "plait MB", "peer", "peer MB", "ratio", "spread"]
+    rows = [
+        [p.operation, p.shape, p.backend, f"{p.megabytes:.1f}", p.peer, f"{p.peer_megabytes:.1f}"]
+        + _ratio_cells(p.ratio, p.ratio_low, p.ratio_high)
+        for p in peaks
+    ]
+    print_table(header, rows, right=(3, 5, 6))
+
+
+def _heading(device: str) -> dict[str, Any]:
+    """The machine and its ceilings, measured now."""
+    from plait.benchmarks import machine
+
+    return {
+        "machine": machine.description(device),
+        "ceilings": machine.ceilings(device, machine.timed_dtype(device)),
+    }
+
+
+def _print_heading(head: dict[str, Any]) -> None:
+    found = head["machine"]
+    typer.echo(
+        f"{found['device']}, {found['dtype']}, {found['threads']} threads, torch {found['torch']}, transformers "
+        f"{found['transformers']}; " + ", ".join(f"{name} {rate:.1f}" for name, rate in head["ceilings"].items())
+    )
+    typer.echo(f"plait's backend: {found['backend']} ({found['backend_reason']})")
+
+
+def _ratio_cells(median: float, low: float, high: float) -> list[str]:
+    return [f"{median:.2f}", f"{low:.2f} to {high:.2f}"]
+
+
+def _numbers(option: str, text: str) -> Sequence[int]:
+    """``"1024,4096"`` as numbers."""
+    numbers = text.split(",")
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise typer.BadParameter(f"{option} {text!r} must be whole numbers from 1 with commas between, as 1024,4096.")
+    return [int(number) for number in numbers]
+
+
+def _announce(line: str) -> None:
+    typer.echo(line, err=True)

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.errors import OptionError
-from plait.ops.dispatch import choose
+from plait.ops import native
+from plait.ops.dispatch import resolve
 
 
 def causal_convolution(
@@ -64,11 +65,8 @@ def causal_convolution(
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Valid convolution ``(B, T + kernel - 1, C) -> (B, T, C)``."""
-    if choose(x.device.type)[0] == "native":
-        from plait.ops import native
-
-        if native.refuses(x, weight, bias) is None:
-            return native.depthwise(x, weight, bias)
+    if resolve("auto", x.device.type) == "native" and native.refuses(x, weight, bias) is None:
+        return native.depthwise(x, weight, bias)
     y = F.conv1d(x.transpose(1, 2), weight.to(x.dtype)[:, None], _cast(bias, x.dtype), groups=x.shape[2])
     return y.transpose(1, 2)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from plait.errors import BackendUnavailable, OptionError, nearest
+from plait.ops import native
 
 NAMES = ("reference", "torch", "native", "fla")
 
@@ -53,8 +54,6 @@ def _fla_status() -> BackendStatus:
 
 
 def _native_status() -> BackendStatus:
-    from plait.ops import native
-
     reason = native.absent()
     if reason is not None:
         return BackendStatus("native", False, reason, native.MEND)
@@ -98,10 +97,10 @@ def choose(device_type: str) -> tuple[str, str]:
             return "fla", f"{device_type} tensors: {fla.reason}"
         return "torch", f"{device_type} tensors, and fla cannot serve: {fla.reason}"
     if device_type == "cpu":
-        native = _native_status()
-        if native.available:
-            return "native", f"{device_type} tensors in fp32 or bf16: {native.reason}"
-        return "torch", f"{device_type} tensors, and native cannot serve: {native.reason}"
+        kernels = _native_status()
+        if kernels.available:
+            return "native", f"{device_type} tensors in fp32 or bf16: {kernels.reason}"
+        return "torch", f"{device_type} tensors, and native cannot serve: {kernels.reason}"
     return "torch", f"{device_type} tensors: {status('torch').reason}"
 
 
@@ -113,6 +112,8 @@ def resolve(name: str, device_type: str) -> str:
         BackendUnavailable: it cannot serve here; the message says why and how to mend it.
     """
     if name == "auto":
+        if device_type == "cpu" and _override.get() is None:  # the common case, without words: it runs for each token
+            return "torch" if native.absent() else "native"
         return choose(device_type)[0]
     found = status(name)
     if not found.available:

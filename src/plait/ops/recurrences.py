@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from plait.errors import BackendUnavailable, OptionError
-from plait.ops import chunkwise, dispatch, reference
+from plait.ops import chunkwise, dispatch, native, reference
 
 
 def linear_scan(
@@ -45,8 +45,6 @@ def linear_scan(
 
         return fla.linear_scan(log_a, u, state, cu_seqlens)
     if chosen == "native":
-        from plait.ops import native
-
         return native.linear_scan(log_a, u, state, cu_seqlens)
     implementation = reference if chosen == "reference" else chunkwise
     dtype = _compute_dtype(log_a, u)
@@ -173,8 +171,6 @@ def _attend(
 
         return fla.attend(q, k, v, beta, log_decay, scale, state, cu_seqlens)
     if chosen == "native":
-        from plait.ops import native
-
         return native.attend(q, k, v, beta, log_decay, scale, state, cu_seqlens, chunk_size)
     implementation = reference if chosen == "reference" else chunkwise
     dtype = _compute_dtype(q, k, v)
@@ -197,8 +193,6 @@ def _backend(name: str, key_width: int, *tensors: Tensor | None) -> str:
     first = next(x for x in tensors if x is not None)
     chosen = dispatch.resolve(name, first.device.type)
     if chosen == "native":
-        from plait.ops import native
-
         reason = native.refuses(*tensors)
     elif chosen == "fla":
         from plait.ops import fla

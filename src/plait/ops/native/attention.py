@@ -31,12 +31,12 @@ def attend(
         log_decay = log_decay.expand(*v.shape[:2], -1)
     given = (q, k, v, beta, log_decay, state)
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    if v.shape[1] == 1 and cu_seqlens is None and not wanted:
+        return _step(q, k, v, beta, log_decay, scale, state)
     q, k, v = (_channels_last(x if x.dtype in TYPES else x.float()) for x in (q, k, v))
     beta, log_decay, state = (None if x is None else x.float() for x in (beta, log_decay, state))
     if log_decay is not None and log_decay.dim() == 4:
         log_decay = _channels_last(log_decay)
-    if v.shape[1] == 1 and cu_seqlens is None and not wanted:
-        return _step(q, k, v, beta, log_decay, scale, state)
     size = max(BLOCK, chunk_size // BLOCK * BLOCK)
     o, last, _ = _attention(q, k, v, beta, log_decay, state, cu_seqlens, scale, size, wanted)
     return o, last
@@ -68,8 +68,14 @@ class _Sequences:
         chunks = [0]
         for length in lengths:
             chunks.append(chunks[-1] + -(-length // size))
-        arrays = (integers(x) for x in (rows, firsts, lengths, chunks))
-        return cls(*arrays, count=len(rows), chunks=chunks[-1])
+        return cls(
+            row=integers(rows),
+            first=integers(firsts),
+            length=integers(lengths),
+            chunk=integers(chunks),
+            count=len(rows),
+            chunks=chunks[-1],
+        )
 
 
 def _arguments(
@@ -160,6 +166,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     matrix = (v.shape[2], q.shape[3], v.shape[3])
+    chunks: int | torch.SymInt
     if not keep:
         chunks = 0
     elif cu_seqlens is None:
@@ -270,8 +277,7 @@ def _backward(ctx: Any, d_o: Tensor | None, d_last: Tensor | None, _: Tensor | N
 _attention.register_autograd(_backward, setup_context=_setup)
 
 
-@torch.library.custom_op("plait::step", mutates_args=())
-def _step_operator(
+def _step_kernel(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -305,6 +311,9 @@ def _step_operator(
     return o, after
 
 
+_step_operator = torch.library.custom_op("plait::step", _step_kernel, mutates_args=())
+
+
 @_step_operator.register_fake
 def _(
     q: Tensor,
@@ -327,6 +336,9 @@ def _step(
     scale: float,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    given = (None if x is None else x.float().contiguous() for x in (q, k, v, beta, log_decay))
-    o, after = _step_operator(*given, scale, None if state is None else state.contiguous())
-    return o.to(v.dtype), after
+    run = _step_operator if torch.compiler.is_compiling() else _step_kernel  # the operator costs as much as the step
+    dtype = v.dtype
+    q, k, v = (x.float().contiguous() for x in (q, k, v))
+    beta, log_decay, state = (None if x is None else x.float().contiguous() for x in (beta, log_decay, state))
+    o, after = run(q, k, v, beta, log_decay, scale, state)
+    return o.to(dtype), after
