@@ -116,6 +116,11 @@ def test_interrupted_training_says_how_to_go_on(call: Call, run_file: Path, monk
             "unknown key 'training.step' (value 3). Did you mean 'steps'",
         ),
         (["train", "tiny.yaml", "--set", "model.ratio=3"], "model.ratio = 3"),
+        (
+            ["train", "tiny.yaml", "--set", "model.mixer=hgrm"],
+            "model.mixer = 'hgrm' is not a mixer. Did you mean 'hgrn'",
+        ),
+        (["eval", "nothing-here"], "no folder nothing-here"),
         (["train", "tiny.yaml", "--set", "model.ratio=4:1"], "ratio='4:1'"),
         (["eval", "absent/folder/x"], "There is no folder absent/folder/x"),
         (["eval", ".", "--contexts", "12,a"], "--contexts '12,a'"),
@@ -134,7 +139,14 @@ def test_mistakes_are_one_sentence(call: Call, run_file: Path, arguments: list[s
 
 
 def test_overrides_are_json_or_text() -> None:
-    values: dict[str, Any] = {"training": {"steps": 5}}
+    values: dict[str, Any] = {}
+    with_overrides(values, ["model.mixers={gla: {num_heads: 2}}", "training.report_to=[wandb]", "name=[open"])
+    assert values == {
+        "model": {"mixers": {"gla": {"num_heads": 2}}},
+        "training": {"report_to": ["wandb"]},
+        "name": "[open",
+    }
+    values = {"training": {"steps": 5}}
     with_overrides(values, ["training.steps=7", "model.ratio=3:1", "evaluate.decode_contexts=[1, 2]", "name=a=b"])
     assert values == {
         "training": {"steps": 7},

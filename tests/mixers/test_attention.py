@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from mixers.layers import heads, inputs, make, near, run
 from plait.errors import CacheError
@@ -58,6 +59,18 @@ def test_layer_is_dense_attention(options: dict) -> None:
     H, N, _ = m.options.heads(m.dims)
     x = inputs(length=31)
     near(run(m, x), naive(m, x, H, N, m.options.window))
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"rope_base": None}], ids=str)
+@pytest.mark.parametrize("convolved", [False, True])
+def test_training_takes_the_fused_kernel(options: dict, convolved: bool) -> None:
+    m = make("attention", use_short_conv=convolved, **options)
+    x = inputs().requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run(m, x).sum().backward()
+    called = {event.key for event in profiler.key_averages()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu_backward" in called
+    assert "aten::_scaled_dot_product_attention_math" not in called
 
 
 @pytest.mark.parametrize("window", [2, 3, 64, 100, 299, 300, 301])

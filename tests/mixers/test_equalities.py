@@ -87,7 +87,7 @@ def test_cost_is_what_is_allocated(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_fixed_states_stay_fixed(name: str) -> None:
-    """A decoding step of a constant-state mixer keeps every segment's size."""
+    """A decoding step of a constant-state mixer keeps every segment's size, and so do a thousand tokens more."""
     mixer, options = CASES[name]
     m, x, state = case(name), inputs(batch=1, length=12), case(name).new_state()
     sizes = []
@@ -95,6 +95,9 @@ def test_fixed_states_stay_fixed(name: str) -> None:
         for t in range(12):
             m(x[:, t : t + 1], Context(torch.tensor([[t]]), state=state, shared=shared(m)))
             sizes.append(state.bytes())
+        x = inputs(batch=1, length=1000)
+        m(x, Context(torch.arange(12, 1012)[None], state=state, shared=shared(m)))
+        sizes.append(state.bytes())
     bounded = catalog.get(mixer).state == "constant" or "window" in options
     assert (len(set(sizes[4:])) == 1) is bounded
 

@@ -84,6 +84,24 @@ def test_lower_bounds_keep_a_row_for_every_layer(build, tokens, mixer: str) -> N
     assert ((share.cumsum(0) - share[0]).diff(dim=0) >= 0).all()
 
 
+def test_lower_bounds_of_several_widths_stand_side_by_side(build, tokens) -> None:
+    """HGRN, HGRN2 and further settings of them each have bounds of their own."""
+    mixers = {
+        "wide": {"mixer": "hgrn", "expand_ratio": 2},
+        "small": {"mixer": "hgrn2", "num_heads": 2, "expand_ratio": 4},
+    }
+    model, ids = build("hgrn", "wide", "hgrn2", "small", "hgrn", mixers=mixers), tokens(1, 9)
+    bounds = {name: tuple(p.shape) for name, p in model.named_parameters() if name.endswith("lower_bounds")}
+    assert bounds == {
+        "model.shared.hgrn.hgrn_lower_bounds": (5, 16),
+        "model.shared.wide.hgrn_lower_bounds": (5, 32),
+        "model.shared.hgrn2.hgrn2_lower_bounds": (5, 16),
+        "model.shared.small.hgrn2_lower_bounds": (5, 8),
+    }
+    model(ids, labels=ids).loss.backward()
+    assert all(model.get_parameter(name).grad.any() for name in bounds)
+
+
 def test_positions_are_relative_and_offsets_matter(build, tokens) -> None:
     model, ids = build("attention", "attention"), tokens(2, 9)
     plain = model(ids).logits

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import DynamicCache
+from transformers.utils import generic
 
 from plait import catalog
 from plait.errors import CacheError, OptionError
+from plait.evaluation.decode import decode_speed
 from plait.models import PlaitCache
+from plait.models.cache import CACHE_NAME
 
 NEW = 7
 PLANS = [(name,) for name in catalog.names("mixer")] + [("gated_deltanet", "attention", "hgrn2")]
@@ -83,11 +86,11 @@ def test_a_prefix_goes_on(model, tokens) -> None:
     model(ids[:, :5], past_key_values=cache)
     endings = torch.stack([ids[0], torch.cat([ids[0, :5], tokens(1, 4, seed=8)[0]])])
     expected = generate(model, endings)
-    assert torch.equal(generate(model, endings, past_key_values=cache.fork(2)), expected)
-    first = generate(model, ids, past_key_values=cache, return_dict_in_generate=True)
-    assert first.past_key_values is cache
+    assert torch.equal(generate(model, endings, **{CACHE_NAME: cache.fork(2)}), expected)
+    first = generate(model, ids, **{CACHE_NAME: cache}, return_dict_in_generate=True)
+    assert first[CACHE_NAME] is cache
     longer = torch.cat([first.sequences, ids[:, :3]], dim=1)
-    assert torch.equal(generate(model, longer, past_key_values=cache), generate(model, longer))
+    assert torch.equal(generate(model, longer, **{CACHE_NAME: cache}), generate(model, longer))
 
 
 def test_embeddings_as_prompt(model, tokens) -> None:
@@ -110,4 +113,31 @@ def test_other_caches_are_refused(model, tokens, implementation: str) -> None:
     with pytest.raises(OptionError, match=implementation):
         generate(model, tokens(1, 3), cache_implementation=implementation)
     with pytest.raises(CacheError, match="DynamicCache"):
-        generate(model, tokens(1, 3), past_key_values=DynamicCache())
+        generate(model, tokens(1, 3), **{CACHE_NAME: DynamicCache()})
+
+
+def test_both_names_of_the_cache_do(model, tokens) -> None:
+    ids = tokens(1, 5)
+    expected = model(ids).logits[:, -1:]
+    for module, read in ((model, lambda o: o.logits), (model.model, lambda o: model.lm_head(o.last_hidden_state))):
+        for name in ("cache", "past_key_values"):
+            cache = PlaitCache(model.config)
+            assert getattr(module(ids[:, :4], **{name: cache}), CACHE_NAME) is cache
+            torch.testing.assert_close(read(module(ids[:, 4:], **{name: cache})), expected)
+            with pytest.raises(OptionError, match="same thing"):
+                module(ids, cache=cache, past_key_values=cache)
+
+
+def test_no_name_of_the_cache_is_deprecated(
+    model, tokens, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(generic.logger, "warning_once", said.append)
+    ids, cache = tokens(1, 5), PlaitCache(model.config)
+    generate(model, ids, num_beams=2)
+    generate(model, ids, **{CACHE_NAME: cache}, return_dict_in_generate=True)
+    model(ids, past_key_values=cache)
+    model(ids, labels=ids, return_dict=False)
+    decode_speed(model, [4], 61)
+    assert said == []
+    assert not [warning for warning in recwarn if issubclass(warning.category, (FutureWarning, DeprecationWarning))]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard, RepoUrl
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -115,6 +116,21 @@ print(json.dumps(model(torch.tensor({tokens(1, 5).tolist()})).logits.tolist()))
     assert torch.equal(PlaitForCausalLM.from_pretrained(again)(tokens(1, 5)).logits, logits)
 
 
+def test_push_to_hub_uploads_what_a_saved_folder_holds(build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded: set[str] = set()
+
+    def commit(self, repo_id: str, operations: list, **_: object) -> None:
+        assert repo_id == "someone/tiny"
+        uploaded.update(operation.path_in_repo for operation in operations)
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: RepoUrl(f"https://huggingface.co/{repo_id}"))
+    monkeypatch.setattr(HfApi, "create_commit", commit)
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: ModelCard("---\n---\n"))
+    model = saved(build, tmp_path)
+    model.push_to_hub("someone/tiny")
+    assert uploaded >= {path.name for path in tmp_path.iterdir()}
+
+
 def test_load(build, tokens, tmp_path: Path) -> None:
     model = saved(build, tmp_path / "plain")
     loaded, tokenizer = plait.load(tmp_path / "plain")
@@ -134,6 +150,26 @@ def test_load_names_what_is_missing(build, tmp_path: Path) -> None:
         plait.load(tmp_path / "run")
     with pytest.raises(OptionError, match="no folder"):
         plait.load(tmp_path / "nothing")
+
+
+def test_what_cannot_be_loaded_is_one_sentence(build, tmp_path: Path) -> None:
+    with pytest.raises(
+        OptionError, match="no folder nothing-here, and the model of that name cannot be loaded"
+    ) as found:
+        plait.load("nothing-here")
+    assert "\n" not in str(found.value)
+    saved(build, tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(OptionError, match=f"The model in {tmp_path}/cut cannot be loaded"):
+        plait.load(tmp_path / "cut")
+    (tmp_path / "cut" / "config.json").write_text('{"model_type": "not-known"}')
+    with pytest.raises(OptionError, match="not-known"):
+        plait.load(tmp_path / "cut")
+    saved(build, tmp_path / "wrong")
+    config = json.loads((tmp_path / "wrong" / "config.json").read_text())
+    (tmp_path / "wrong" / "config.json").write_text(json.dumps(config | {"hidden_size": -1}))
+    with pytest.raises(OptionError, match=r"^hidden_size=-1"):
+        plait.load(tmp_path / "wrong")
 
 
 def test_a_model_of_another_library_loads(tmp_path: Path) -> None:

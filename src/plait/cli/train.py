@@ -54,7 +54,7 @@ def with_overrides(values: Any, overrides: list[str]) -> Any:
 
     Args:
         values: content of the file.
-        overrides: each ``section.key=value``; the value is JSON, or else plain text.
+        overrides: each ``section.key=value``; the value is JSON, a list or mapping as YAML writes it, or plain text.
 
     Raises:
         OptionError: an entry of another form, or a key inside something that is not a section.
@@ -76,7 +76,13 @@ def with_overrides(values: Any, overrides: list[str]) -> Any:
 def _value(text: str) -> Any:
     import json
 
+    import yaml
+
     try:
         return json.loads(text)
     except ValueError:  # such as 3:1, or a path
+        pass
+    try:
+        return yaml.safe_load(text) if text.startswith(("[", "{")) else text
+    except yaml.YAMLError:
         return text

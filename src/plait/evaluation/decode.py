@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from plait.models import PlaitCache
+from plait.models.cache import CACHE_NAME
 
 _PREFILL = 2048  # tokens per forward pass while the context is read
 _WARM_UP, _STEPS, _REPEATS = 3, 12, 5
@@ -41,7 +42,7 @@ def _at(model: nn.Module, context: int, vocab_size: int) -> dict[str, Any]:
     ids = torch.randint(vocab_size, (1, context), generator=torch.Generator().manual_seed(context)).to(device)
     cache: Any = None
     for chunk in ids.split(_PREFILL, dim=1):
-        cache = _forward(model, chunk, cache).past_key_values
+        cache = _forward(model, chunk, cache)[CACHE_NAME]
     token = ids[:, -1:]
     speeds = []
     for _ in range(_REPEATS):
@@ -70,7 +71,7 @@ def cache_bytes(cache: Cache) -> int:
 
 
 def _forward(model: nn.Module, ids: Tensor, cache: Any) -> Any:
-    return model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return model(input_ids=ids, use_cache=True, logits_to_keep=1, **{CACHE_NAME: cache})
 
 
 def _wait(device: torch.device) -> None:

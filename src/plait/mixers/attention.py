@@ -34,6 +34,7 @@ class AttentionOptions(MixerOptions):
         head_dim: channels D of a head. None: ``hidden_size // num_heads``.
         rope_base: base of the rotary embedding; None for no positions.
         qk_norm: RMS norm on every query and key head, before the rotary embedding.
+        qk_norm_eps: epsilon of that norm; None: the model's.
         window: tokens that a query sees, itself included; None: all before it.
         output_gate: multiply the result with ``sigmoid(W_g x)``.
         qkv_bias: biases on the query, key and value projections.
@@ -48,6 +49,7 @@ class AttentionOptions(MixerOptions):
     head_dim: int | None = None
     rope_base: float | None = 10000.0
     qk_norm: bool = False
+    qk_norm_eps: float | None = None
     window: int | None = None
     output_gate: bool = False
     qkv_bias: bool = False
@@ -56,6 +58,7 @@ class AttentionOptions(MixerOptions):
 
     def __post_init__(self) -> None:
         self.require_positive("num_heads", "num_kv_heads", "head_dim", "rope_base", "window", "conv_size")
+        self.require_positive("qk_norm_eps")
 
     def heads(self, dims: Dims) -> tuple[int, int, int]:
         """Query heads H, key-value heads N and head dim D in a model of these ``dims``.
@@ -97,8 +100,9 @@ class Attention(ConvolvedMixer):
         self.o_proj = nn.Linear(H * D, d, bias=False)
         self.add_convolutions(True, q=H * D, k=N * D, v=N * D)
         if options.qk_norm:
-            self.q_norm = RMSNorm(D, dims.norm_eps)
-            self.k_norm = RMSNorm(D, dims.norm_eps)
+            eps = options.qk_norm_eps or dims.norm_eps
+            self.q_norm = RMSNorm(D, eps)
+            self.k_norm = RMSNorm(D, eps)
         if options.output_gate:
             self.g_proj = nn.Linear(d, H * D, bias=False)
 
@@ -108,7 +112,8 @@ class Attention(ConvolvedMixer):
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.options.use_short_conv:
             q, k, v = (self.convolve(name, y, context) for name, y in (("q", q), ("k", k), ("v", v)))
-        q, k, v = (split_heads(y, D) for y in (q, k, v))
+        # a convolution leaves time side by side, torch's fused kernels take channels only
+        q, k, v = (split_heads(y.contiguous(), D) for y in (q, k, v))
         if self.options.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.rope_base is not None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from plait.errors import CacheError
 from plait.mixers.state import KeyValues, LayerState
 from plait.models.configuration import PlaitConfig
+
+#: What transformers calls the cache in arguments and outputs: ``cache`` since 5.24, ``past_key_values`` before.
+CACHE_NAME = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
 
 
 class PlaitCacheLayer(CacheLayerMixin):

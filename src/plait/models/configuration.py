@@ -77,7 +77,7 @@ class PlaitConfig(PreTrainedConfig):
     """
 
     model_type = "plait"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
 
     vocab_size: int = 256
     hidden_size: int = 128

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from plait.errors import CacheError, OptionError
 from plait.mixers.base import Mixer
 from plait.mixers.context import Context, Phase
-from plait.models.cache import PlaitCache, croppable
+from plait.models.cache import CACHE_NAME, PlaitCache, croppable
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.loss import IGNORED, cross_entropy, fits, shifted
 from plait.models.padding import arrange
@@ -106,7 +106,7 @@ class PlaitPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -184,6 +184,7 @@ class PlaitModel(PlaitPreTrainedModel):
         cu_seqlens: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cache: PlaitCache | None = None,
         **kwargs: Any,
     ) -> PlaitModelOutput | tuple:
         """Hidden states of a batch; for the arguments see :meth:`PlaitForCausalLM.forward`."""
@@ -192,7 +193,7 @@ class PlaitModel(PlaitPreTrainedModel):
             raise OptionError("Give exactly one of input_ids and inputs_embeds.")
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length = x.shape[:2]
-        cache = self._cache(past_key_values, use_cache)
+        cache = self._cache(_one_of(past_key_values, cache), use_cache)
         layout = arrange(
             batch,
             length,
@@ -223,10 +224,10 @@ class PlaitModel(PlaitPreTrainedModel):
             hidden_states.append(x)
         output = PlaitModelOutput(
             last_hidden_state=x,
-            past_key_values=cache,
             hidden_states=tuple(hidden_states) or None,
             losses=context.losses or None,
             cu_seqlens=layout.cu_seqlens,
+            **{CACHE_NAME: cache},  # type: ignore[arg-type]
         )
         return output if _wants_dict(return_dict, self.config) else output.to_tuple()
 
@@ -324,6 +325,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cache: PlaitCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Logits, and the loss if there are labels.
@@ -335,7 +337,8 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
                 ``DataCollatorWithFlattening``; without restarts they may be shifted by a constant.
             past_key_values: cache of what came before; it is updated in place.
             labels: ``(B, T)``, compared with the logits one position earlier; -100 is not counted.
-            shift_labels: ``(B, T)`` targets aligned with the inputs, in place of ``labels``.
+            shift_labels: ``(B, T)`` targets aligned with the inputs, in place of ``labels``. The Trainer of
+                transformers counts targets only in batches that have ``labels`` too: give both when it accumulates.
             use_cache: return a cache; by default ``config.use_cache`` outside training, unless there are targets.
             cu_seqlens: ``(N + 1,)`` borders of the documents packed into the rows laid end to end. State and
                 positions restart at each border, and no token is predicted from another document.
@@ -343,9 +346,11 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
             num_items_in_batch: divide the summed loss by this instead of by the targets in this call.
             output_hidden_states: return the input of every block and the normed output.
             return_dict: False for a tuple.
+            cache: what transformers calls ``past_key_values`` since 5.24; either name does, and the output has the
+                name that the installed transformers uses.
 
         Returns:
-            ``loss``, ``logits`` ``(B, T, vocab)``, ``past_key_values``, ``hidden_states``. With targets, and when
+            ``loss``, ``logits`` ``(B, T, vocab)``, the cache, ``hidden_states``. With targets, and when
             the fp32 logits would exceed ``loss.PLAIN_BYTES``, ``logits`` is None unless ``logits_to_keep`` asks.
 
         Raises:
@@ -353,13 +358,14 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
             CacheError: a cache of another model, or together with gradient checkpointing.
         """
         with_loss = labels is not None or shift_labels is not None
-        if use_cache is None and with_loss and past_key_values is None:
+        cache = _one_of(past_key_values, cache)
+        if use_cache is None and with_loss and cache is None:
             use_cache = False
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             cu_seqlens=cu_seqlens,
@@ -388,7 +394,10 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
             for auxiliary in (output.losses or {}).values():
                 loss = loss + auxiliary
         result = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states
+            loss=loss,
+            logits=logits,
+            hidden_states=output.hidden_states,
+            **{CACHE_NAME: getattr(output, CACHE_NAME)},
         )
         return result if _wants_dict(return_dict, self.config) else result.to_tuple()
 
@@ -419,11 +428,18 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
                 f"cache_implementation={generation_config.cache_implementation!r} does not fit a hybrid model; leave "
                 "it out, or pass past_key_values=PlaitCache(model.config)."
             )
-        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+        if model_kwargs.get(CACHE_NAME) is not None or generation_config.use_cache is False:
             prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
             return prepare(generation_config, model_kwargs, *args, **kwargs)
-        model_kwargs["past_key_values"] = self.model.new_cache()
+        model_kwargs[CACHE_NAME] = self.model.new_cache()
         return None
+
+
+def _one_of(past_key_values: PlaitCache | None, cache: PlaitCache | None) -> PlaitCache | None:
+    """The cache under whichever of its two names it was given."""
+    if past_key_values is not None and cache is not None:
+        raise OptionError("past_key_values and cache are the same thing: give one of them.")
+    return past_key_values if cache is None else cache
 
 
 def _wants_dict(return_dict: bool | None, config: PlaitConfig) -> bool:

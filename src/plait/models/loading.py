@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from plait.errors import OptionError
+from plait.errors import OptionError, PlaitError
 from plait.models.configuration import PlaitConfig
 from plait.models.decoder import PlaitForCausalLM, PlaitModel
 
@@ -36,7 +37,7 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedMod
         synthetic task has none).
 
     Raises:
-        OptionError: the folder does not exist or holds no model.
+        OptionError: the folder does not exist, holds no model or a damaged one; or the hub has none of that name.
     """
     folder = Path(path_or_name)
     local = folder.is_dir()
@@ -46,7 +47,14 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedMod
         raise OptionError(f"{folder} holds no model: it has no config.json.{hint}")
     if not local and (folder.is_absolute() or str(path_or_name).startswith(".") or len(folder.parts) > 2):
         raise OptionError(f"There is no folder {folder}.")
-    model = AutoModelForCausalLM.from_pretrained(path_or_name, **options)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path_or_name, **options)
+    except PlaitError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        where = f"The model in {folder}" if local else f"There is no folder {folder}, and the model of that name"
+        reason = str(error).strip().splitlines()[0]
+        raise OptionError(f"{where} cannot be loaded: {reason}") from error
     if local and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return model, None
     return model, AutoTokenizer.from_pretrained(path_or_name)

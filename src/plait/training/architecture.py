@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from plait import catalog
+from plait.errors import OptionError, nearest
 from plait.models.configuration import PlaitConfig
 from plait.models.plan import layer_plan
 from plait.training.config import RunConfig
@@ -25,6 +27,9 @@ def build_model_config(
     model = config.model
     plan = model.layer_types
     if plan is None:
+        names = [*catalog.names("mixer"), *model.mixers]
+        if model.mixer not in names:
+            raise OptionError(f"model.mixer = {model.mixer!r} is not a mixer.{nearest(model.mixer, names)}")
         plan = layer_plan(model.mixer, model.ratio, model.num_hidden_layers, model.placement)
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
     return PlaitConfig(
