@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import multiprocessing
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -138,6 +139,25 @@ def test_only_states_are_kept_for_backward() -> None:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             leaves.run(backend="native", chunk_size=64)
         assert sum(kept.values()) == (T // 64 + 1) * heads * width * width
+
+
+def test_gradient_of_a_gradient_is_refused() -> None:
+    leaves = single(inputs(20, delta=True, decay="channel")).leaves()
+    o, _ = leaves.run(backend="native")
+    (first,) = torch.autograd.grad(o.square().sum(), leaves.q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_eager_calls_do_not_import_the_compiler() -> None:
+    source = (
+        "import sys, torch\nfrom plait import ops\n"
+        "u = torch.rand(1, 9, 5, requires_grad=True)\n"
+        "ops.linear_scan(-u.abs(), u, backend='native')[0].sum().backward()\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
 
 
 def test_threads_share_the_work_and_change_nothing() -> None:

@@ -389,13 +389,25 @@ static void backward(void *job, int64_t index, float *scratch) {
     if (g->d_state) deliver_state(g->d_state + index * area, g->K, g->V, V, d.dS);
 }
 
+static void expect_to_fill_rows(const attention *g, const tensor *x, int64_t width) {
+    int64_t tokens = 0;
+    for (int64_t n = 0; n < g->sequences; n++) tokens += g->length[n];
+    expect_to_fill(x->data, tokens * g->heads * width / (x->type == BFLOAT16 ? 2 : 1));
+}
+
 /* Both return 0, or 1 when memory ran out. */
 int plait_attention_forward(attention *g, int64_t threads, team gomp) {
+    expect_to_fill_rows(g, &g->o, g->V);
+    if (g->saved) expect_to_fill(g->saved, g->chunk[g->sequences] * g->heads * g->K * g->V);
     int64_t floats = chunk_floats(g->size, padded(g->K), padded(g->V));
     return run_pieces(forward, g, g->sequences * g->heads, floats, threads, gomp);
 }
 
 int plait_attention_backward(attention *g, int64_t threads, team gomp) {
+    expect_to_fill_rows(g, &g->d_q, g->K);
+    expect_to_fill_rows(g, &g->d_k, g->K);
+    expect_to_fill_rows(g, &g->d_v, g->V);
+    if (g->per_channel) expect_to_fill_rows(g, &g->d_log_decay, g->K);
     int64_t K = padded(g->K), V = padded(g->V);
     int64_t floats = chunk_floats(g->size, K, V) + gradient_floats(g->size, K, V) + K * V + 16;
     return run_pieces(backward, g, g->sequences * g->heads, floats, threads, gomp);

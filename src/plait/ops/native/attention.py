@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plait.ops.native.library import TYPES, Attention, Rows, Step, address, call, integers, pointer
+from plait.ops.native.operator import Operator
 
 #: Tokens that the kernels treat together are multiples of this.
 BLOCK = 16
@@ -32,7 +33,11 @@ def attend(
     given = (q, k, v, beta, log_decay, state)
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     if v.shape[1] == 1 and cu_seqlens is None and not wanted:
-        return _step(q, k, v, beta, log_decay, scale, state)
+        dtype = v.dtype
+        q, k, v = (x.float().contiguous() for x in (q, k, v))
+        beta, log_decay, state = (None if x is None else x.float().contiguous() for x in (beta, log_decay, state))
+        o, after = _token(q, k, v, beta, log_decay, scale, state)
+        return o.to(dtype), after
     q, k, v = (_channels_last(x if x.dtype in TYPES else x.float()) for x in (q, k, v))
     beta, log_decay, state = (None if x is None else x.float() for x in (beta, log_decay, state))
     if log_decay is not None and log_decay.dim() == 4:
@@ -113,8 +118,7 @@ def _arguments(
     )
 
 
-@torch.library.custom_op("plait::attention", mutates_args=())
-def _attention(
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -151,8 +155,7 @@ def _attention(
     return o, last, saved
 
 
-@_attention.register_fake
-def _(
+def _fake_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -177,8 +180,7 @@ def _(
     return v.new_empty(v.shape), last, q.new_empty(chunks, *matrix, dtype=torch.float32)
 
 
-@torch.library.custom_op("plait::attention_backward", mutates_args=())
-def _attention_backward(
+def _gradients(
     d_o: Tensor,
     d_last: Tensor | None,
     q: Tensor,
@@ -224,8 +226,7 @@ def _attention_backward(
     return gradients
 
 
-@_attention_backward.register_fake
-def _(
+def _fake_gradients(
     d_o: Tensor,
     d_last: Tensor | None,
     q: Tensor,
@@ -274,10 +275,11 @@ def _backward(ctx: Any, d_o: Tensor | None, d_last: Tensor | None, _: Tensor | N
     return d_q, d_k, found[2], *present, None, None, None, None
 
 
-_attention.register_autograd(_backward, setup_context=_setup)
+_attention = Operator("attention", _forward, _fake_forward, _setup, _backward)
+_attention_backward = Operator("attention_backward", _gradients, _fake_gradients)
 
 
-def _step_kernel(
+def _one_token(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -311,11 +313,7 @@ def _step_kernel(
     return o, after
 
 
-_step_operator = torch.library.custom_op("plait::step", _step_kernel, mutates_args=())
-
-
-@_step_operator.register_fake
-def _(
+def _fake_token(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -327,18 +325,4 @@ def _(
     return torch.empty_like(v), v.new_empty(v.shape[0], v.shape[2], q.shape[3], v.shape[3])
 
 
-def _step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor | None,
-    log_decay: Tensor | None,
-    scale: float,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    run = _step_operator if torch.compiler.is_compiling() else _step_kernel  # the operator costs as much as the step
-    dtype = v.dtype
-    q, k, v = (x.float().contiguous() for x in (q, k, v))
-    beta, log_decay, state = (None if x is None else x.float().contiguous() for x in (beta, log_decay, state))
-    o, after = run(q, k, v, beta, log_decay, scale, state)
-    return o.to(dtype), after
+_token = Operator("step", _one_token, _fake_token)

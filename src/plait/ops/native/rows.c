@@ -75,11 +75,20 @@ static void scan_backward(void *job, int64_t index, float *carry) {
         store_part(g->d_state + n * g->D + first + d, load(carry + d), width - d);
 }
 
+static int64_t scan_floats(const scan *g) {
+    int64_t rows = 0;
+    for (int64_t n = 0; n < g->sequences; n++) rows += g->length[n];
+    return rows * g->D;
+}
+
 int plait_scan_forward(scan *g, int64_t threads, team gomp) {
+    expect_to_fill(g->h, scan_floats(g));
     return run_pieces(scan_forward, g, g->sequences * pieces_of(g->D), CHANNELS, threads, gomp);
 }
 
 int plait_scan_backward(scan *g, int64_t threads, team gomp) {
+    expect_to_fill(g->d_u, scan_floats(g));
+    expect_to_fill(g->d_log_a, scan_floats(g));
     return run_pieces(scan_backward, g, g->sequences * pieces_of(g->D), CHANNELS, threads, gomp);
 }
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from plait.ops.native.library import Convolution, Scan, address, call, integers, pointer
+from plait.ops.native.operator import Operator
 
 
 def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -28,8 +29,7 @@ def _sequences(u: Tensor, cu_seqlens: Tensor | None) -> tuple[Any, Any, int]:
     return integers(borders[:-1]), integers([b - a for a, b in pairwise(borders)]), len(borders) - 1
 
 
-@torch.library.custom_op("plait::scan", mutates_args=())
-def _scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+def _forward_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     h = torch.empty_like(u)
     start, length, count = _sequences(u, cu_seqlens)
     arguments = Scan(
@@ -46,13 +46,11 @@ def _scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | N
     return h
 
 
-@_scan.register_fake
-def _(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+def _fake_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     return torch.empty_like(u)
 
 
-@torch.library.custom_op("plait::scan_backward", mutates_args=())
-def _scan_backward(
+def _gradients_of_scan(
     d_h: Tensor, log_a: Tensor, h: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of log_a, u and state (empty where there is none)."""
@@ -77,8 +75,7 @@ def _scan_backward(
     return d_log_a, d_u, d_state
 
 
-@_scan_backward.register_fake
-def _(
+def _fake_gradients_of_scan(
     d_h: Tensor, log_a: Tensor, h: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_state = h.new_empty(0) if state is None else torch.empty_like(state)
@@ -90,13 +87,14 @@ def _setup_scan(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(log_a, output, state, cu_seqlens)
 
 
-def _scan_gradients(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_scan(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
     log_a, h, state, cu_seqlens = ctx.saved_tensors
     d_log_a, d_u, d_state = _scan_backward(d_h, log_a, h, state, cu_seqlens)
     return d_log_a, d_u, None if state is None else d_state, None
 
 
-_scan.register_autograd(_scan_gradients, setup_context=_setup_scan)
+_scan = Operator("scan", _forward_scan, _fake_scan, _setup_scan, _backward_scan)
+_scan_backward = Operator("scan_backward", _gradients_of_scan, _fake_gradients_of_scan)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -105,8 +103,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _convolution(x.float().contiguous(), weight.float().t().contiguous(), bias).to(x.dtype)
 
 
-@torch.library.custom_op("plait::depthwise", mutates_args=())
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     taps, C = weight.shape
     y = x.new_empty(x.shape[0], x.shape[1] - taps + 1, C)
     call("convolution_forward", _convolution_arguments(x, weight, bias, y=pointer(y)))
@@ -127,13 +124,11 @@ def _convolution_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, **mor
     )
 
 
-@_convolution.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _fake_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1] - weight.shape[0] + 1, weight.shape[1])
 
 
-@torch.library.custom_op("plait::depthwise_backward", mutates_args=())
-def _convolution_backward(d_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients_of_convolution(d_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     d_x, d_weight = torch.empty_like(x), x.new_empty(x.shape[0], *weight.shape)
     d_y = d_y.contiguous()
     arguments = _convolution_arguments(x, weight, None, d_y=pointer(d_y), d_x=pointer(d_x), d_weight=pointer(d_weight))
@@ -141,8 +136,7 @@ def _convolution_backward(d_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tenso
     return d_x, d_weight.sum(0)
 
 
-@_convolution_backward.register_fake
-def _(d_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_gradients_of_convolution(d_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weight)
 
 
@@ -152,9 +146,10 @@ def _setup_convolution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
     ctx.bias = bias is not None
 
 
-def _convolution_gradients(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_convolution(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
     d_x, d_weight = _convolution_backward(d_y, *ctx.saved_tensors)
     return d_x, d_weight, d_y.sum((0, 1)) if ctx.bias else None
 
 
-_convolution.register_autograd(_convolution_gradients, setup_context=_setup_convolution)
+_convolution = Operator("depthwise", _convolve, _fake_convolve, _setup_convolution, _backward_convolution)
+_convolution_backward = Operator("depthwise_backward", _gradients_of_convolution, _fake_gradients_of_convolution)

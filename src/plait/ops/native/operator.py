@@ -1,0 +1,54 @@
+"""A kernel as a function of tensors: called directly in eager mode, one node of the graph where torch traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Operator:
+    """A kernel with its shapes for tracing and its backward.
+
+    Eager calls do not pass through :mod:`torch.library`: its first call imports the compiler, which takes seconds, and
+    each call costs as much as a decoding step.
+
+    Args:
+        name: in ``torch.ops.plait``.
+        kernel: computes tensors from annotated arguments.
+        fake: the same signature; returns empty tensors of the result's shapes.
+        setup: ``(ctx, inputs, output)``, keeps what backward needs; None where there is no gradient.
+        backward: ``(ctx, *gradients of the outputs)`` to those of the inputs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kernel: Callable[..., Any],
+        fake: Callable[..., Any],
+        setup: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+    ) -> None:
+        self.kernel = kernel
+        self.traced = torch.library.custom_op(f"plait::{name}", kernel, mutates_args=())
+        self.traced.register_fake(fake)
+        self.function: Any = None
+        if setup is not None and backward is not None:
+            self.traced.register_autograd(backward, setup_context=setup)
+            methods = {"forward": kernel, "setup_context": setup, "backward": once_differentiable(backward)}
+            parts = {key: staticmethod(method) for key, method in methods.items()}
+            self.function = type(name, (torch.autograd.Function,), parts)
+
+    def __call__(self, *arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.traced(*arguments)
+        if self.function is not None and torch.is_grad_enabled() and any(map(_needs_gradient, arguments)):
+            return self.function.apply(*arguments)
+        return self.kernel(*arguments)
+
+
+def _needs_gradient(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
