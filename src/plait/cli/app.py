@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("plait.cli.train", "Train a model from a run file; resumes where it stopped."),
     "eval": ("plait.cli.evaluate", "Measure a model: loss, in-context recall, decode speed."),
     "generate": ("plait.cli.generate", "Continue a prompt with a model."),
+    "import": ("plait.cli.import_model", "Take over a model of flash-linear-attention."),
+    "export": ("plait.cli.export_model", "Write a model in the layout of flash-linear-attention."),
     "study": ("plait.cli.study", "Run, plan and report a grid of trials."),
     "bench": ("plait.cli.bench", "Time plait's operations against named peers."),
 }

@@ -1,0 +1,67 @@
+"""Folders of checkpoints: found on disk or on the hub, filled with a tokenizer's files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from plait.errors import OptionError
+
+#: Files of a tokenizer; a folder has those that its kind needs.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def find_folder(path_or_name: str | os.PathLike) -> Path:
+    """The folder of a checkpoint, downloaded from the Hugging Face hub if it is not on this disk.
+
+    Raises:
+        OptionError: there is neither such a folder nor a model of that name on the hub.
+    """
+    folder = Path(path_or_name)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(path_or_name).startswith(".") or len(folder.parts) > 2:
+        raise OptionError(f"There is no folder {folder}.")
+    wanted = ["config.json", "*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES]
+    try:
+        return Path(snapshot_download(str(path_or_name), allow_patterns=wanted))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OptionError(
+            f"There is no folder {folder}, and the model of that name cannot be downloaded: {reason}"
+        ) from None
+
+
+def new_folder(path: str | os.PathLike) -> Path:
+    """A folder to write to; it may exist if it is empty.
+
+    Raises:
+        OptionError: it holds files, which would be mixed with the new ones.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"{folder} is a file: name a new folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OptionError(f"{folder} is not empty: name a new folder, or empty it first.")
+    return folder
+
+
+def copy_tokenizer(source: Path, target: Path) -> list[str]:
+    """Copy the tokenizer's files; returns their names."""
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    for name in names:
+        shutil.copyfile(source / name, target / name)
+    return names

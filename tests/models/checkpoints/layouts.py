@@ -1,0 +1,181 @@
+"""What a file of each family of flash-linear-attention holds, written by hand: keys, shapes, fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Width 16, feed-forward 24, vocabulary 61, three layers: what each family's file holds, written by hand.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "retnet": {"num_heads": 2, "expand_v": 2.0},
+    "hgrn": {},
+    "hgrn2": {"num_heads": 2, "expand_ratio": 8},
+    "gla": {"num_heads": 2},
+    "deltanet": {"num_heads": 2},
+    "gated_deltanet": {"num_heads": 2, "head_dim": 4, "expand_v": 2.0},
+    "attention": {"num_heads": 4, "num_kv_heads": 2},
+}
+MIXER_KEYS: dict[str, dict[str, list[int]]] = {
+    "retnet": {
+        "q_proj.weight": [16, 16],
+        "k_proj.weight": [16, 16],
+        "v_proj.weight": [32, 16],
+        "g_proj.weight": [32, 16],
+        "g_norm_swish_gate.weight": [16],
+        "o_proj.weight": [16, 32],
+    },
+    "hgrn": {
+        "i_proj.weight": [16, 16],
+        "f_proj.weight": [16, 16],
+        "g_proj.weight": [16, 16],
+        "g_norm.weight": [16],
+        "o_proj.weight": [16, 16],
+    },
+    "hgrn2": {
+        "q_proj.weight": [16, 16],
+        "f_proj.weight": [16, 16],
+        "i_proj.weight": [16, 16],
+        "g_norm.weight": [16],
+        "o_proj.weight": [16, 16],
+    },
+    "gla": {
+        "q_proj.weight": [8, 16],
+        "k_proj.weight": [8, 16],
+        "v_proj.weight": [16, 16],
+        "g_proj.weight": [16, 16],
+        "gk_proj.0.weight": [16, 16],
+        "gk_proj.1.weight": [8, 16],
+        "gk_proj.1.bias": [8],
+        "g_norm_swish_gate.weight": [8],
+        "o_proj.weight": [16, 16],
+    },
+    "deltanet": {
+        "q_proj.weight": [16, 16],
+        "k_proj.weight": [16, 16],
+        "v_proj.weight": [16, 16],
+        "b_proj.weight": [2, 16],
+        "q_conv1d.weight": [16, 1, 4],
+        "k_conv1d.weight": [16, 1, 4],
+        "v_conv1d.weight": [16, 1, 4],
+        "o_norm.weight": [8],
+        "o_proj.weight": [16, 16],
+    },
+    "gated_deltanet": {
+        "q_proj.weight": [8, 16],
+        "k_proj.weight": [8, 16],
+        "v_proj.weight": [16, 16],
+        "g_proj.weight": [16, 16],
+        "a_proj.weight": [2, 16],
+        "b_proj.weight": [2, 16],
+        "A_log": [2],
+        "dt_bias": [2],
+        "q_conv1d.weight": [8, 1, 4],
+        "k_conv1d.weight": [8, 1, 4],
+        "v_conv1d.weight": [16, 1, 4],
+        "o_norm.weight": [8],
+        "o_proj.weight": [16, 16],
+    },
+    "attention": {
+        "q_proj.weight": [16, 16],
+        "k_proj.weight": [8, 16],
+        "v_proj.weight": [8, 16],
+        "o_proj.weight": [16, 16],
+    },
+}
+LINEAR = [name for name in OPTIONS if name != "attention"]
+#: The setting of the attention layer in the middle of a hybrid, and what its file says about it.
+FULL = {"num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window": 3, "rope_base": 500.0}
+FULL_FIELDS = {"num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 3, "rope_theta": 500.0}
+BIASES = {"q_proj.bias": [16], "k_proj.bias": [8], "v_proj.bias": [8]}
+
+COMMON = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "norm_eps": 1e-6,
+    "hidden_ratio": 4,
+    "intermediate_size": 24,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+    "use_cache": True,
+    "max_position_embeddings": 2048,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "torch_dtype": "float64",
+}
+FIELDS: dict[str, dict[str, Any]] = {
+    "retnet": {
+        "model_type": "retnet",
+        "architectures": ["RetNetForCausalLM"],
+        "num_heads": 2,
+        "num_kv_heads": None,
+        "expand_k": 1.0,
+        "expand_v": 2.0,
+        "use_output_gate": True,
+    },
+    "hgrn": {
+        "model_type": "hgrn",
+        "architectures": ["HGRNForCausalLM"],
+        "expand_ratio": 1,
+        "use_lower_bound": True,
+        "use_short_conv": False,
+        "conv_size": 4,
+    },
+    "hgrn2": {
+        "model_type": "hgrn2",
+        "architectures": ["HGRN2ForCausalLM"],
+        "num_heads": 2,
+        "expand_ratio": 8,
+        "use_lower_bound": True,
+        "use_short_conv": False,
+        "conv_size": 4,
+    },
+    "gla": {
+        "model_type": "gla",
+        "architectures": ["GLAForCausalLM"],
+        "num_heads": 2,
+        "num_kv_heads": None,
+        "expand_k": 0.5,
+        "expand_v": 1.0,
+        "use_output_gate": True,
+        "use_short_conv": False,
+        "conv_size": 4,
+        "clamp_min": None,
+    },
+    "deltanet": {
+        "model_type": "delta_net",
+        "architectures": ["DeltaNetForCausalLM"],
+        "num_heads": 2,
+        "expand_k": 1.0,
+        "expand_v": 1.0,
+        "use_beta": True,
+        "use_gate": False,
+        "use_short_conv": True,
+        "conv_size": 4,
+        "qk_norm": "l2",
+        "qk_activation": "silu",
+        "allow_neg_eigval": False,
+    },
+    "gated_deltanet": {
+        "model_type": "gated_deltanet",
+        "architectures": ["GatedDeltaNetForCausalLM"],
+        "num_heads": 2,
+        "head_dim": 4,
+        "num_v_heads": None,
+        "expand_v": 2.0,
+        "use_gate": True,
+        "use_short_conv": True,
+        "conv_size": 4,
+        "allow_neg_eigval": False,
+    },
+    "attention": {
+        "model_type": "transformer",
+        "architectures": ["TransformerForCausalLM"],
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "qkv_bias": False,
+        "qk_norm": False,
+        "window_size": None,
+        "rope_theta": 10000.0,
+    },
+}
