@@ -67,6 +67,8 @@ def test_hash_follows_the_config_and_not_the_study_name() -> None:
     assert first[0].config.name != renamed[0].config.name
     longer = resolve(base={"evaluate": {"batches": 5}})
     assert not {t.hash for t in first} & {t.hash for t in longer}
+    unrotated = resolve(base={"model": {"mixers": {"attention": {"rope_base": None}}}})  # None is a value here
+    assert not {t.hash for t in first} & {t.hash for t in unrotated}
 
 
 def test_any_field_can_be_an_axis() -> None:

@@ -64,6 +64,8 @@ class PlaitConfig(PreTrainedConfig):
         norm_eps: epsilon of every RMS norm.
         tie_word_embeddings: share the embedding with the output head.
         initializer_range: standard deviation of the initial weights.
+        embedding_range: that of the embedding; None: ``initializer_range``, as published. Mixers without an output gate
+            (DeltaNet, HGRN2) write rows of length one from the start, beside which an embedding of 0.02 is drowned.
         use_cache: return a cache from forward passes outside training.
         max_position_embeddings: longest sequence seen in training; for tools that ask, nothing depends on it.
         bos_token_id, eos_token_id, pad_token_id: special tokens.
@@ -89,6 +91,7 @@ class PlaitConfig(PreTrainedConfig):
     norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
+    embedding_range: float | None = None
     use_cache: bool = True
     max_position_embeddings: int = 2048
     bos_token_id: int | None = None
@@ -125,6 +128,8 @@ class PlaitConfig(PreTrainedConfig):
             _positive(name, getattr(self, name), (int, float))
         if self.intermediate_size is not None:
             _positive("intermediate_size", self.intermediate_size, int)
+        if self.embedding_range is not None:
+            _positive("embedding_range", self.embedding_range, (int, float))
         self.validate_layer_type()
         self.validate_token_ids()
 

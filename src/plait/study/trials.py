@@ -40,9 +40,11 @@ class Trial:
     def hash(self) -> str:
         """Names the trial's folder: 16 hex digits of the SHA-256 of track and resolved configuration.
 
-        The run's name is left out, so renaming a study trains nothing again.
+        The run's name is left out, so renaming a study trains nothing again; so is what is None, so an option that a
+        later version adds does not either.
         """
-        content = {"track": self.track, **self.config.model_dump(mode="json", exclude={"name"})}
+        resolved = self.config.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+        content = {"track": self.track, **resolved}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

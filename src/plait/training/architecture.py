@@ -42,6 +42,7 @@ def build_model_config(
         hidden_ratio=model.hidden_ratio,
         tie_word_embeddings=model.tie_word_embeddings,
         initializer_range=model.initializer_range,
+        embedding_range=model.embedding_range,
         max_position_embeddings=config.data.length,
         **{key: getattr(tokenizer, key) for key in special if tokenizer is not None},
     )

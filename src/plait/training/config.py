@@ -35,6 +35,7 @@ class ModelSection(Strict):
         hidden_ratio: feed-forward width over hidden_size before the 2/3 of SwiGLU.
         tie_word_embeddings: share the embedding with the output head.
         initializer_range: standard deviation of the initial weights.
+        embedding_range: that of the embedding; None: initializer_range.
     """
 
     hidden_size: Positive = 128
@@ -48,6 +49,7 @@ class ModelSection(Strict):
     hidden_ratio: Positive = 4
     tie_word_embeddings: bool = False
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    embedding_range: Annotated[float, Field(gt=0)] | None = None
 
 
 class DataSection(Strict):
