@@ -225,6 +225,10 @@ def test_initialisation(build) -> None:
     torch.manual_seed(3)
     again = PlaitForCausalLM(config)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    config.embedding_range = 0.5
+    louder = PlaitForCausalLM(config)
+    assert 0.4 < louder.model.embeddings.weight.std() < 0.6
+    assert 0.04 < louder.lm_head.weight.std() < 0.06
 
 
 def test_deepcopy_is_independent(build, tokens) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -55,7 +54,7 @@ class Context:
         """The same pass with another layer's memory; everything shared stays shared."""
         return replace(self, state=state)
 
-    @cached_property
+    @property
     def real(self) -> Tensor | None:
         """``(B, T)`` bool, True at real tokens, or None when there is no padding."""
         if self.padding is None:
@@ -65,9 +64,8 @@ class Context:
 
     def zero_padding(self, x: Tensor) -> Tensor:
         """``x`` ``(B, T, ...)`` with zeros at padding slots."""
-        if self.real is None:
-            return x
-        return x.masked_fill(~self.real.view(*self.real.shape, *[1] * (x.dim() - 2)), 0)
+        real = self.real
+        return x if real is None else x.masked_fill(~real.view(*real.shape, *[1] * (x.dim() - 2)), 0)
 
     def rotate(self, x: Tensor, base: float) -> Tensor:
         """``x`` ``(B, T, H, D)`` turned by the positions; layers of one head dim and base share the table."""

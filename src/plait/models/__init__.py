@@ -6,11 +6,13 @@ from plait.models.cost import LayerCost, count_parameters, layer_costs, plan_cos
 from plait.models.decoder import PlaitForCausalLM, PlaitModel
 from plait.models.loading import load, register
 from plait.models.plan import full_layers, layer_plan
+from plait.models.step import DecodeStep
 
 register()
 
 __all__ = [
     "CacheSnapshot",
+    "DecodeStep",
     "LayerCost",
     "LayerSpec",
     "PlaitCache",

@@ -111,7 +111,9 @@ class PlaitPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, 0.0, self.config.embedding_range or std)
+        elif isinstance(module, (nn.Linear, nn.Conv1d)):
             init.normal_(module.weight, 0.0, std)
             bias = getattr(module, "bias", None)
             if bias is not None:
@@ -214,7 +216,7 @@ class PlaitModel(PlaitPreTrainedModel):
         hidden_states = [layout.outward(x)] if output_hidden_states else []
         for index, block in enumerate(self.layers):
             state = None if cache is None else cache.layers[index].state
-            x = block(x, context.for_layer(state), self._shared_by(block))
+            x = block(x, context.for_layer(state), self.shared_by(block))
             if output_hidden_states and index + 1 < len(self.layers):
                 hidden_states.append(layout.outward(x))
         if cache is not None:
@@ -240,7 +242,8 @@ class PlaitModel(PlaitPreTrainedModel):
         """Whether a cache of this model can always forget its newest tokens."""
         return all(croppable(state) for state in self._empty)
 
-    def _shared_by(self, block: nn.Module) -> dict[str, Tensor]:
+    def shared_by(self, block: nn.Module) -> dict[str, Tensor]:
+        """The model-level parameters that a block's mixer reads, by name."""
         name = block.layer_type
         return dict(self.shared[name].items()) if name in self.shared else {}  # type: ignore[index, operator]
 

@@ -109,14 +109,18 @@ def _gather(x: Tensor, order: Tensor) -> Tensor:
 def _padding(
     mask: Tensor | None, batch: int, length: int, past_slots: int, past_padding: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Padding per row among the new tokens, and the order that brings it to the front (None: already there)."""
+    """Padding per row among the new tokens, and the order that brings it to the front (None: already there).
+
+    What depends on the mask's entries (a check, two short cuts) is left out while a graph is captured.
+    """
     if mask is None:
         return None, None
     if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] not in (length, past_slots + length):
         wanted = f"({batch}, {length})" + (f" or ({batch}, {past_slots + length})" if past_slots else "")
         raise OptionError(f"attention_mask has shape {tuple(mask.shape)}; it must be {wanted}, zero at padding.")
+    captured = torch.compiler.is_compiling()
     real = mask != 0
-    if past_slots and mask.shape[1] == past_slots + length:
+    if not captured and past_slots and mask.shape[1] == past_slots + length:
         masked = (~real[:, :past_slots]).sum(1)
         known = torch.zeros_like(masked) if past_padding is None else past_padding
         if bool((masked != known).any()):
@@ -126,12 +130,12 @@ def _padding(
                 "computed."
             )
     real = real[:, real.shape[1] - length :]
-    if bool(real.all()):
+    if not captured and bool(real.all()):
         return None, None
     padding = length - real.sum(1)
     order = torch.argsort(real.to(torch.int8), dim=1, stable=True)
     in_place = torch.arange(length, device=real.device)
-    return padding, None if bool((order == in_place).all()) else order
+    return padding, None if not captured and bool((order == in_place).all()) else order
 
 
 def _expanded(position_ids: Tensor, batch: int, length: int) -> Tensor:

@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -37,6 +38,7 @@ class BackendStatus:
     mend: str = ""
 
 
+F = TypeVar("F", bound=Callable[..., object])
 _override: ContextVar[str | None] = ContextVar("plait_ops_backend", default=None)
 
 
@@ -104,6 +106,13 @@ def choose(device_type: str) -> tuple[str, str]:
     return "torch", f"{device_type} tensors: {status('torch').reason}"
 
 
+def constant_when_compiled(function: F) -> F:
+    """As ``torch.compiler.assume_constant_result``, without importing the compiler: a graph keeps the first answer."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
 def resolve(name: str, device_type: str) -> str:
     """The backend to run: ``name`` itself, or the choice for the device when it is ``"auto"``.
 
@@ -121,6 +130,7 @@ def resolve(name: str, device_type: str) -> str:
     return name
 
 
+@constant_when_compiled
 def overridden() -> bool:
     """Whether a ``with backend(name)`` block is active."""
     return _override.get() is not None

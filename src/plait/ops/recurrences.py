@@ -155,8 +155,8 @@ def _attend(
             f"{name}: v {_show(v)} must be (B, T, HV, V) with (B, T) = {(batch, length)} and HV a multiple of {heads}."
         )
     value_heads = v.shape[2]
-    shapes = [(value_heads,), (batch, length, value_heads), (batch, length, value_heads, width)]
-    if log_decay is not None and tuple(log_decay.shape) not in shapes:
+    shapes = ((value_heads,), (batch, length, value_heads), (batch, length, value_heads, width))
+    if log_decay is not None and log_decay.shape not in shapes:
         raise OptionError(
             f"{name}: log_decay {_show(log_decay)} must be None, (HV,), (B, T, HV) or (B, T, HV, K), "
             f"here {', '.join(map(str, shapes))}."

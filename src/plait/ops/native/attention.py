@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.ops.native.kernel import Operator
 from plait.ops.native.library import TYPES, Attention, Rows, Step, address, call, integers, pointer
-from plait.ops.native.operator import Operator
 
 #: Tokens that the kernels treat together are multiples of this.
 BLOCK = 16

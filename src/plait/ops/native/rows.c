@@ -155,55 +155,65 @@ typedef struct {
     float scale;
 } token;
 
-/* Columns of a state that stay in registers together. */
+/* Vectors of columns that stay in registers together. */
 #define STRIPE 4
 
+/* Columns of one state from `first` on; `whole` is a constant where the call is expanded. */
+static inline __attribute__((always_inline)) void step_stripe(const token *g, const float *q, const float *k,
+                                                              const float *v, const float *decay, float match,
+                                                              float beta, const float *before, float *after, float *o,
+                                                              int64_t first, const int whole) {
+    int64_t V = g->V, left = V - first;
+    vec written[STRIPE], read[STRIPE];
+    UNROLL for (int p = 0; p < STRIPE; p++) written[p] = read[p] = splat(0);
+    for (int64_t i = 0; before && i < g->K; i++) {
+        const float *row = before + i * V + first;
+        vec by_key = splat(k[i] * decay[i]), by_query = splat(q[i] * decay[i]);
+        UNROLL for (int p = 0; p < STRIPE; p++) {
+            vec s = whole ? load(row + p * W) : load_part(row + p * W, left - p * W);
+            written[p] += by_key * s;
+            read[p] += by_query * s;
+        }
+    }
+    UNROLL for (int p = 0; p < STRIPE; p++) {
+        vec value = load_part(v + first + p * W, left - p * W);
+        if (g->beta) value = splat(beta) * (value - written[p]);
+        written[p] = value;
+        store_part(o + first + p * W, splat(g->scale) * (read[p] + splat(match) * value), left - p * W);
+    }
+    for (int64_t i = 0; i < g->K; i++) {
+        const float *row = before + i * V + first;
+        float *to = after + i * V + first;
+        vec f = splat(decay[i]), key = splat(k[i]);
+        UNROLL for (int p = 0; p < STRIPE; p++) {
+            vec s = key * written[p];
+            if (before) s += f * (whole ? load(row + p * W) : load_part(row + p * W, left - p * W));
+            if (whole)
+                store(to + p * W, s);
+            else
+                store_part(to + p * W, s, left - p * W);
+        }
+    }
+}
+
 /* S~ = e^g S;  S = S~ + k w^T with w = v or beta (v - S~^T k);  o = S^T (scale q) = scale (S~^T q + (q . k) w).
-   So one pass over S~ finds what k and q read, and one more writes S. */
-static void step(void *job, int64_t index, float *scratch) {
+   So one pass over S~ finds what k and q read, and one more, from the first-level cache, writes S. */
+static void step(void *job, int64_t index, float *decay) {
     const token *g = job;
     int64_t K = g->K, V = g->V, key_row = index / g->heads * (g->heads / g->group) + index % g->heads / g->group;
     const float *q = g->q + key_row * K, *k = g->k + key_row * K, *v = g->v + index * V;
     const float *before = g->before ? g->before + index * K * V : NULL;
-    float *after = g->after + index * K * V, *o = g->o + index * V, *decay = scratch, match = 0;
+    float *after = g->after + index * K * V, *o = g->o + index * V, match = 0;
     float beta = g->beta ? g->beta[index] : 1, head = g->log_decay && !g->per_channel ? expf(g->log_decay[index]) : 1;
     for (int64_t i = 0; i < K; i++) {
         decay[i] = g->log_decay && g->per_channel ? expf(g->log_decay[index * K + i]) : head;
         match += q[i] * k[i];
     }
-    for (int64_t first = 0; first < V; first += STRIPE * W) {
-        vec written[STRIPE], read[STRIPE];
-        int64_t left[STRIPE];
-        UNROLL for (int p = 0; p < STRIPE; p++) {
-            written[p] = read[p] = splat(0);
-            left[p] = V - first - p * W;
-        }
-        for (int64_t i = 0; before && i < K; i++) {
-            const float *row = before + i * V + first;
-            vec by_key = splat(k[i] * decay[i]), by_query = splat(q[i] * decay[i]);
-            UNROLL for (int p = 0; p < STRIPE; p++) {
-                vec s = load_part(row + p * W, left[p]);
-                written[p] += by_key * s;
-                read[p] += by_query * s;
-            }
-        }
-        UNROLL for (int p = 0; p < STRIPE; p++) {
-            vec value = load_part(v + first + p * W, left[p]);
-            if (g->beta) value = splat(beta) * (value - written[p]);
-            written[p] = value;
-            store_part(o + first + p * W, splat(g->scale) * (read[p] + splat(match) * written[p]), left[p]);
-        }
-        for (int64_t i = 0; i < K; i++) {
-            const float *row = before + i * V + first;
-            float *to = after + i * V + first;
-            vec f = splat(decay[i]), key = splat(k[i]);
-            UNROLL for (int p = 0; p < STRIPE; p++) {
-                vec s = key * written[p];
-                if (before) s += f * load_part(row + p * W, left[p]);
-                store_part(to + p * W, s, left[p]);
-            }
-        }
-    }
+    for (int64_t first = 0; first < V; first += STRIPE * W)
+        if (V - first >= STRIPE * W)
+            step_stripe(g, q, k, v, decay, match, beta, before, after, o, first, 1);
+        else
+            step_stripe(g, q, k, v, decay, match, beta, before, after, o, first, 0);
 }
 
 int plait_step(token *g, int64_t threads, team gomp) {

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.ops.native.kernel import Operator
 from plait.ops.native.library import Convolution, Scan, address, call, integers, pointer
-from plait.ops.native.operator import Operator
 
 
 def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:

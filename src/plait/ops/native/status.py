@@ -17,10 +17,9 @@ def absent() -> str | None:
 def refuses(*tensors: Tensor | None) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
     for x in tensors:
-        if x is None:
+        if x is None or (x.is_cpu and x.dtype is not torch.float64):
             continue
-        if x.device.type != "cpu":
+        if not x.is_cpu:
             return f"its kernels need CPU tensors and the tensors are on {x.device.type}"
-        if x.dtype == torch.float64:
-            return "its kernels compute in fp32 and the tensors are fp64"
+        return "its kernels compute in fp32 and the tensors are fp64"
     return None
