@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import multiprocessing
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,10 @@ from plait.errors import BackendUnavailable
 from plait.ops import dispatch, native
 from plait.ops.native import build, library
 
-pytestmark = pytest.mark.skipif(native.absent() is not None, reason=f"native: {native.absent()}")
+# With CI set a machine without the kernels fails here instead of skipping what guards them.
+pytestmark = pytest.mark.skipif(
+    native.absent() is not None and "CI" not in os.environ, reason=f"native: {native.absent()}"
+)
 
 WIDTHS = [(5, 3), (16, 16), (17, 40), (64, 48)]
 
