@@ -21,7 +21,7 @@ class Method:
 
     Args:
         name: the name users write in configurations.
-        kind: ``mixer`` or ``task`` (later: ``policy``, ``recipe``, ``probe``, ``claim``).
+        kind: ``mixer``, ``task`` (of token ids), ``benchmark`` (of prompts); later ``policy``, ``recipe`` and others.
         target: ``module:Class``, imported on first use.
         title: the method's name in the literature.
         paper: arXiv number.

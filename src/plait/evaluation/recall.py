@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from plait.data import TaskData
-from plait.data.tasks.mqar import MQAR, per_example_accuracy
+from plait.data.tasks.base import per_example_accuracy
+from plait.data.tasks.mqar import MQAR
 from plait.errors import OptionError, nearest
 
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from plait import catalog
 from plait.data.packing import collate
-from plait.data.tasks.base import BLOCK
-from plait.data.tasks.mqar import MQAR, Setting, TaskDataset, accuracy, per_example_accuracy
+from plait.data.tasks.base import BLOCK, TaskDataset, accuracy, per_example_accuracy
+from plait.data.tasks.mqar import MQAR, Setting
 from plait.errors import DataError, OptionError
 
 

@@ -2,64 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from plait.data.corpus import SPLITS, checked_split
-from plait.errors import OptionError, PlaitError, nearest
+from plait.errors import DataError, OptionError
+from plait.options import Options
 
 Ids = npt.NDArray[np.int32]
 BLOCK = 256
+IGNORED = -100
 _CACHED_BYTES = 32_000_000
 
 
 @dataclass(frozen=True)
-class Task(ABC):
-    """A generator of rows; a subclass is a frozen dataclass of its options, checked in ``__post_init__``."""
+class Task(Options, ABC):
+    """A generator of rows; a subclass is a frozen dataclass of its options, checked in ``__post_init__``.
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    Args:
+        vocab_size: ids are below this.
+        length: tokens per row.
+    """
 
     vocab_size: int
     length: int
-
-    @classmethod
-    def parse(cls, name: str, values: Mapping[str, Any]) -> Self:
-        """The task from a mapping, as it stands in a YAML file.
-
-        Raises:
-            OptionError: an unknown option (with the nearest one) or a value of the wrong type.
-            DataError: options that do not fit together.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise OptionError(f"Task {name!r} has no option {key!r}.{nearest(key, known)}")
-        try:
-            return TypeAdapter(cls).validate_json(json.dumps(dict(values), default=str))  # strict, yet takes lists
-        except ValidationError as error:
-            first = error.errors()[0]
-            reason = first.get("ctx", {}).get("error")
-            if isinstance(reason, PlaitError):
-                raise reason from None
-            where = ".".join(str(part) for part in first["loc"]) or "options"
-            raise OptionError(f"Task {name!r}, option {where}={first['input']!r}: {first['msg']}.") from None
 
     @property
     def longest(self) -> int:
         """Tokens in the longest row."""
         return self.length
+
+    @property
+    @abstractmethod
+    def chance(self) -> float:
+        """Expected accuracy of a uniform guess among the answers that are possible at all."""
 
     @abstractmethod
     def generate(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
@@ -121,3 +106,40 @@ class TaskDataset(Dataset[dict[str, Tensor]]):
             self._blocks[block] = inputs, targets
         self._blocks.move_to_end(block)
         return self._blocks[block]
+
+
+def accuracy(predictions: Tensor, targets: Tensor) -> float:
+    """Share of queries answered rightly: mean over the queries of each row, then over rows.
+
+    Args:
+        predictions: ids ``(B, T)``, or logits ``(B, T, V)`` whose largest entry is the prediction.
+        targets: ``(B, T)``; -100 is ignored.
+    """
+    return per_example_accuracy(predictions, targets).mean().item()
+
+
+def per_example_accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Share of right answers in each row, ``(B,)`` float64; see :func:`accuracy`.
+
+    Raises:
+        DataError: a row without a query.
+    """
+    if predictions.dim() == targets.dim() + 1:
+        predictions = predictions.argmax(dim=-1)
+    asked = targets != IGNORED
+    if not bool(asked.any(dim=1).all()):
+        raise DataError("A row has no query: all its targets are -100, so it has no accuracy.")
+    right = (predictions == targets) & asked
+    return right.sum(dim=1, dtype=torch.float64) / asked.sum(dim=1)
+
+
+def distinct(rng: np.random.Generator, rows: int, low: int, high: int, count: int) -> Ids:
+    """``count`` different integers of ``[low, high)`` for each row: the first steps of a Fisher-Yates shuffle."""
+    pool = np.tile(np.arange(low, high, dtype=np.int32), (rows, 1))
+    row = np.arange(rows)
+    for place in range(count):
+        pick = rng.integers(place, high - low, rows)
+        chosen = pool[row, pick]
+        pool[row, pick] = pool[:, place]
+        pool[:, place] = chosen
+    return pool[:, :count]

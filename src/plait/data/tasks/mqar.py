@@ -17,15 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from plait.data.tasks.base import Ids, Task, TaskDataset
+from plait.data.tasks.base import IGNORED, Ids, Task, distinct
 from plait.errors import DataError
-
-__all__ = ["MQAR", "Setting", "TaskDataset", "accuracy", "per_example_accuracy"]
-
-IGNORED = -100
 
 
 class Setting(NamedTuple):
@@ -102,6 +96,11 @@ class MQAR(Task):
         """Tokens in the longest row."""
         return max(setting.length for setting in self.settings)
 
+    @property
+    def chance(self) -> float:
+        """One of the values."""
+        return 1 / (self.vocab_size - self.vocab_size // 2)
+
     def generate(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
         """``rows`` rows of one setting: inputs and targets, each ``(rows, T)`` int32; target -100 is ignored."""
         setting = self.settings[0]
@@ -111,13 +110,13 @@ class MQAR(Task):
         T, K, V = setting.length, setting.pairs, self.vocab_size
         row = np.arange(rows)[:, None]
 
-        keys = _distinct(rng, rows, 1, V // 2, K)
-        values = _distinct(rng, rows, V // 2, V, K + self.forgetting)
+        keys = distinct(rng, rows, 1, V // 2, K)
+        values = distinct(rng, rows, V // 2, V, K + self.forgetting)
         pairs = np.stack([keys, values[:, :K]], axis=2).reshape(rows, 2 * K)
         context = np.tile(pairs, (1, self.passes))
         answers = values[:, :K].copy()
         if self.forgetting:
-            again = _distinct(rng, rows, 0, K, self.forgetting)
+            again = distinct(rng, rows, 0, K, self.forgetting)
             answers[row, again] = values[:, K:]
             rewritten = np.stack([keys[row, again], values[:, K:]], axis=2).reshape(rows, -1)
             context = np.concatenate([context, rewritten], axis=1)
@@ -133,43 +132,6 @@ class MQAR(Task):
 
     def _context_pairs(self, pairs: int) -> int:
         return pairs * self.passes + self.forgetting
-
-
-def accuracy(predictions: Tensor, targets: Tensor) -> float:
-    """Share of queries answered rightly: mean over the queries of each row, then over rows (as in zoology).
-
-    Args:
-        predictions: ids ``(B, T)``, or logits ``(B, T, V)`` whose largest entry is the prediction.
-        targets: ``(B, T)``; -100 is ignored.
-    """
-    return per_example_accuracy(predictions, targets).mean().item()
-
-
-def per_example_accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Share of right answers in each row, ``(B,)`` float64; see :func:`accuracy`.
-
-    Raises:
-        DataError: a row without a query.
-    """
-    if predictions.dim() == targets.dim() + 1:
-        predictions = predictions.argmax(dim=-1)
-    asked = targets != IGNORED
-    if not bool(asked.any(dim=1).all()):
-        raise DataError("A row has no query: all its targets are -100, so it has no accuracy.")
-    right = (predictions == targets) & asked
-    return right.sum(dim=1, dtype=torch.float64) / asked.sum(dim=1)
-
-
-def _distinct(rng: np.random.Generator, rows: int, low: int, high: int, count: int) -> Ids:
-    """``count`` different integers of ``[low, high)`` for each row: the first steps of a Fisher-Yates shuffle."""
-    pool = np.tile(np.arange(low, high, dtype=np.int32), (rows, 1))
-    row = np.arange(rows)
-    for place in range(count):
-        pick = rng.integers(place, high - low, rows)
-        chosen = pool[row, pick]
-        pool[row, pick] = pool[:, place]
-        pool[:, place] = chosen
-    return pool[:, :count]
 
 
 def _gaps(rng: np.random.Generator, rows: int, space: int, count: int, power: float) -> npt.NDArray[np.int64]:
