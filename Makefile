@@ -10,6 +10,7 @@ VENV ?= .venv
 PLAIT_VENV_FLAGS ?=
 PLAIT_TORCH ?= torch==2.13.0
 WORKERS ?= 2
+GPU_WORKERS ?= 8
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -71,8 +72,12 @@ docs: $(DOCS_READY)
 
 gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA device: torch " + torch.__version__ + " sees none here. On a GPU image, set up with: make setup PLAIT_VENV_FLAGS=--system-site-packages")'
-	$(BIN)/pytest -m gpu
-	$(BIN)/plait bench ops --device cuda
+	@$(BIN)/python -c 'import torch, triton, fla; print("torch", torch.__version__, "triton", triton.__version__, "fla", fla.__version__, torch.cuda.get_device_name())'
+	$(BIN)/pytest -n $(GPU_WORKERS) --dist loadgroup -m gpu tests/gpu tests/benchmarks
+	$(BIN)/plait bench ops --device cuda --shape B1-T4096-H8-D128
+	$(BIN)/plait bench ops --device cuda --shape B1-T16384-H8-D128 --operation delta_rule --operation linear_attention
+	$(BIN)/plait bench layers --device cuda
+	$(BIN)/plait study run studies/demo.yaml --out runs/demo-gpu --workers $(GPU_WORKERS)
 
 clean:
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

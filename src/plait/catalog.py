@@ -60,6 +60,173 @@ _METHODS = [
         "constant",
     ),
     Method("mqar", "task", "plait.data.tasks.mqar:MQAR", "Multi-query associative recall", "2312.04927"),
+    Method("lag", "task", "plait.data.tasks.lag:Lag", "Lag", "Jaeger 2002"),
+    Method("key_value", "task", "plait.data.tasks.key_value:KeyValueRetrieval", "Key-value retrieval", "2307.03172"),
+    Method("niah", "task", "plait.data.tasks.niah:NeedleInHaystack", "Needle in a haystack", "2404.06654"),
+    Method("niah_multikey", "task", "plait.data.tasks.niah:MultiKey", "Needles, several keys", "2404.06654"),
+    Method("niah_multiquery", "task", "plait.data.tasks.niah:MultiQuery", "Needles, several queries", "2404.06654"),
+    Method("niah_multivalue", "task", "plait.data.tasks.niah:MultiValue", "Needles, several values", "2404.06654"),
+    Method(
+        "variable_tracking",
+        "task",
+        "plait.data.tasks.variable_tracking:VariableTracking",
+        "Variable tracking",
+        "2404.06654",
+    ),
+    Method("parity", "task", "plait.data.tasks.state_tracking:Parity", "Parity", "2207.02098"),
+    Method(
+        "cycle_navigation",
+        "task",
+        "plait.data.tasks.state_tracking:CycleNavigation",
+        "Cycle navigation",
+        "2207.02098",
+    ),
+    Method(
+        "modular_arithmetic",
+        "task",
+        "plait.data.tasks.state_tracking:ModularArithmetic",
+        "Modular arithmetic",
+        "2207.02098",
+    ),
+    Method(
+        "word_problem",
+        "task",
+        "plait.data.tasks.word_problems:WordProblem",
+        "Word problems of groups",
+        "2404.08819",
+    ),
+    Method(
+        "mad_in_context_recall",
+        "task",
+        "plait.data.tasks.mad.recall:InContextRecall",
+        "MAD: in-context recall",
+        "2403.17844",
+    ),
+    Method(
+        "mad_fuzzy_recall", "task", "plait.data.tasks.mad.fuzzy_recall:FuzzyRecall", "MAD: fuzzy recall", "2403.17844"
+    ),
+    Method("mad_noisy_recall", "task", "plait.data.tasks.mad.recall:NoisyRecall", "MAD: noisy recall", "2403.17844"),
+    Method(
+        "mad_selective_copying",
+        "task",
+        "plait.data.tasks.mad.selective_copying:SelectiveCopying",
+        "MAD: selective copying",
+        "2403.17844",
+    ),
+    Method("mad_compression", "task", "plait.data.tasks.mad.compression:Compression", "MAD: compression", "2403.17844"),
+    Method(
+        "mad_memorization", "task", "plait.data.tasks.mad.memorization:Memorization", "MAD: memorization", "2403.17844"
+    ),
+    Method("list_ops", "task", "plait.data.tasks.list_ops:ListOps", "ListOps", "2011.04006"),
+    Method("pixels", "task", "plait.data.tasks.pixels:Pixels", "Pixel sequences", "2011.04006"),
+    Method(
+        "niah_single_1",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.niah:NIAHSingle1",
+        "RULER, one number in noise",
+        "2404.06654",
+    ),
+    Method(
+        "niah_single_2",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.niah:NIAHSingle2",
+        "RULER, one number in essays",
+        "2404.06654",
+    ),
+    Method(
+        "niah_single_3",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.niah:NIAHSingle3",
+        "RULER, one UUID in essays",
+        "2404.06654",
+    ),
+    Method(
+        "niah_multikey_1",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.niah:NIAHMultikey1",
+        "RULER, one of four keys",
+        "2404.06654",
+    ),
+    Method(
+        "niah_multikey_2",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.niah:NIAHMultikey2",
+        "RULER, needles only, numbers",
+        "2404.06654",
+    ),
+    Method(
+        "niah_multikey_3",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.niah:NIAHMultikey3",
+        "RULER, needles only, UUIDs",
+        "2404.06654",
+    ),
+    Method(
+        "niah_multivalue",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.niah:NIAHMultivalue",
+        "RULER, four values",
+        "2404.06654",
+    ),
+    Method(
+        "niah_multiquery",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.niah:NIAHMultiquery",
+        "RULER, four keys",
+        "2404.06654",
+    ),
+    Method(
+        "vt",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.variable_tracking:VariableTracking",
+        "RULER, variable tracking",
+        "2404.06654",
+    ),
+    Method(
+        "cwe",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.common_words:CommonWords",
+        "RULER, common words",
+        "2404.06654",
+    ),
+    Method(
+        "fwe",
+        "benchmark",
+        "plait.evaluation.prompts.ruler.frequent_words:FrequentWords",
+        "RULER, frequent words",
+        "2404.06654",
+    ),
+    Method("qa_1", "benchmark", "plait.evaluation.prompts.ruler.question_answering:QA1", "RULER, SQuAD", "2404.06654"),
+    Method(
+        "qa_2", "benchmark", "plait.evaluation.prompts.ruler.question_answering:QA2", "RULER, HotpotQA", "2404.06654"
+    ),
+    Method("passkey", "benchmark", "plait.evaluation.prompts.passkey:Passkey", "Passkey retrieval", "2305.16300"),
+    Method("needle", "benchmark", "plait.evaluation.prompts.needle:Needle", "Needle in a haystack, grid", ""),
+    Method(
+        "json_retrieval",
+        "benchmark",
+        "plait.evaluation.prompts.key_value_words:KeyValueWords",
+        "Key-value retrieval from JSON",
+        "2307.03172",
+    ),
+    Method("fda", "benchmark", "plait.evaluation.prompts.based_recall:FDA", "FDA", "2402.18668"),
+    Method("swde", "benchmark", "plait.evaluation.prompts.based_recall:SWDE", "SWDE", "2402.18668"),
+    Method(
+        "squad_completion",
+        "benchmark",
+        "plait.evaluation.prompts.based_recall:SquadCompletion",
+        "SQuAD as completion",
+        "2402.18668",
+    ),
+    Method(
+        "xquad_completion",
+        "benchmark",
+        "plait.evaluation.prompts.based_recall:XQuADCompletion",
+        "XQuAD as completion",
+        "1910.11856",
+    ),
+    Method("records", "benchmark", "plait.evaluation.prompts.records:Records", "Made-up records", "2402.18668"),
+    Method("longbench", "benchmark", "plait.evaluation.prompts.longbench:LongBench", "LongBench", "2308.14508"),
 ]
 
 
@@ -97,3 +264,9 @@ def get(name: str, kind: str = "mixer") -> Method:
         return _all()[kind, name]
     except KeyError:
         raise CatalogError(f"There is no {kind} named {name!r}.{nearest(name, names(kind))}") from None
+
+
+def name_of(target: type, kind: str) -> str:
+    """The catalogue's name of a class; the class's own name where it is not listed."""
+    place = f"{target.__module__}:{target.__qualname__}"
+    return next((method.name for method in methods(kind) if method.target == place), target.__name__)

@@ -36,7 +36,7 @@ def test_text(text: dict[str, Any], tmp_path: Path) -> None:
     assert [step for step, _ in result["train"]["losses"]] == [1, 2, 3]
     assert result["train"]["tokens"] == 3 * 4 * 16
     evaluation = result["evaluation"]
-    assert set(evaluation) == {"lm", "mqar", "decode", "parameters"}
+    assert set(evaluation) == {"lm", "mqar", "tasks", "suites", "decode", "parameters"}
     assert evaluation["lm"]["tokens"] == 3 * 4 * 16
     assert len(evaluation["lm"]["batches"]) == 3
     assert evaluation["mqar"] == []

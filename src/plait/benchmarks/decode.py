@@ -21,7 +21,7 @@ from plait.benchmarks.shapes import Shape
 from plait.benchmarks.timing import Ratio, ratio, take_turns
 from plait.errors import OptionError, PlaitError
 
-#: From tokens and the state before them to the output and the state after them.
+#: From tokens and the state before them, which may be overwritten, to the output and the state after them.
 Step = Callable[[Tokens, Tensor | None], tuple[Tensor, Tensor]]
 
 RECURRENT, MAMBA2 = "transformers, recurrent", "transformers, Mamba-2 step"
@@ -71,10 +71,10 @@ class PeerStep:
 
 
 class Running:
-    """A sequence being decoded: each call takes the same token once more and carries the state on."""
+    """A sequence being decoded: each call takes the same token once more and carries the state on, its own copy."""
 
     def __init__(self, step: Step, token: Tokens, state: Tensor | None) -> None:
-        self.step, self.token, self.state = step, token, state
+        self.step, self.token, self.state = step, token, None if state is None else state.clone()
 
     def __call__(self) -> None:
         self.state = self.step(self.token, self.state)[1]
@@ -129,7 +129,7 @@ def _states(step: Step, piece: Tokens, contexts: Sequence[int]) -> dict[int, Ten
             _, state = step(piece.shorter(tokens), state)
             read += tokens
         assert state is not None
-        states[context] = state
+        states[context] = state.clone()
     return states
 
 
@@ -149,7 +149,7 @@ def _time(
     seconds = take_turns(
         {
             "plait": Running(step, token, first),
-            **{name: Running(peer, token, matrices.clone()) for name, peer in peers.items()},
+            **{name: Running(peer, token, matrices) for name, peer in peers.items()},
         },
         repeats,
         device,
@@ -181,7 +181,7 @@ def _agree(operation: str, step: Step, peers: dict[str, Step], token: Tokens, st
     if operation not in _SAME:
         return
     peer = _SAME[operation]
-    ours = step(token, state)[0].float()
+    ours = step(token, state.clone())[0].float()
     theirs = peers[peer](token, state.clone())[0].float()
     error = ((theirs - ours).norm() / ours.norm()).item()
     if not error <= (1e-4 if token.dtype == torch.float32 else 5e-2):
@@ -196,15 +196,15 @@ def _recurrences() -> dict[str, tuple[Step, dict[str, Step]]]:
     recurrent = {RECURRENT: _recurrent_delta_rule()}
     return {
         "delta_rule, decay per head": (
-            lambda x, state: ops.delta_rule(x.q, x.k, x.v, x.beta, x.per_head, state=state),
+            lambda x, state: ops.delta_rule(x.q, x.k, x.v, x.beta, x.per_head, state=state, overwrite_state=True),
             recurrent,
         ),
         "linear_attention, decay per head": (
-            lambda x, state: ops.linear_attention(x.q, x.k, x.v, x.per_head, state=state),
+            lambda x, state: ops.linear_attention(x.q, x.k, x.v, x.per_head, state=state, overwrite_state=True),
             {**recurrent, MAMBA2: _mamba2_step()},
         ),
         "linear_attention, decay per channel": (
-            lambda x, state: ops.linear_attention(x.q, x.k, x.v, x.per_channel, state=state),
+            lambda x, state: ops.linear_attention(x.q, x.k, x.v, x.per_channel, state=state, overwrite_state=True),
             recurrent,
         ),
         "linear_scan": (lambda x, state: ops.linear_scan(x.log_a, x.u, state=state), recurrent),

@@ -66,7 +66,7 @@ def measure_memory(
     operations: Sequence[str] = (),
     announce: Callable[[str], None] = lambda line: None,
 ) -> list[Peak]:
-    """Measure operations at every shape, each against its chunkwise peers and the scan against its loop.
+    """Measure operations at every shape, each against its chunkwise peers, and a short scan against its loop too.
 
     Args:
         shapes: sizes.
@@ -83,7 +83,7 @@ def measure_memory(
     for shape in shapes:
         for operation in chosen_operations(operations):
             small = case(operation, replace(shape, tokens=_WARM_UP_TOKENS), device)
-            # a loop is the only peer of the scan; elsewhere its graph would hold a state for every token
+            # the loop of a scan keeps a row for every token; elsewhere its graph would hold a whole state
             loops = operation == "linear_scan" and shape.tokens <= LONGEST_SCAN_LOOP
             peers = [peer.name for peer in small.peers if loops or not peer.loop]
             names = ["plait", *peers]

@@ -182,6 +182,34 @@ def chunked_channel_decay(chunk: int = 16) -> Peer:
     return Peer(f"PyTorch, chunks of {chunk}", function)
 
 
+def chunked_scan(chunk: int = 16) -> Peer:
+    """A first-order scan in plain PyTorch, as one writes it from the formula.
+
+    With ``G`` the log decay summed from the start of a chunk, the states inside it are ``e^G cumsum(u e^-G)`` and what
+    enters, times ``e^G``. ``e^-G`` overflows as in :func:`chunked_channel_decay`, so chunks must be short; a loop
+    carries the state from chunk to chunk.
+
+    Args:
+        chunk: tokens of a chunk.
+    """
+
+    def function(log_a: Tensor, u: Tensor) -> Tensor:
+        length = u.shape[1]
+        padding = (0, 0, 0, -length % chunk)
+        log_a, u = (F.pad(x.float(), padding).unflatten(1, (-1, chunk)) for x in (log_a, u))  # (B, N, C, D)
+        G = log_a.cumsum(2)
+        entered = G.exp()
+        inside = entered * (u * (-G).exp()).cumsum(2)
+        state = u.new_zeros(u.shape[0], u.shape[3])
+        outputs = []
+        for n in range(u.shape[1]):
+            outputs.append(inside[:, n] + entered[:, n] * state[:, None])
+            state = outputs[-1][:, -1]
+        return torch.cat(outputs, dim=1)[:, :length]
+
+    return Peer(f"PyTorch, chunks of {chunk}", function)
+
+
 def fla(operation: str, device: str) -> list[Peer]:
     """The kernel of flash-linear-attention for an operation; nobody on a CPU, or where it is not installed.
 

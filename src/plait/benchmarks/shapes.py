@@ -38,6 +38,34 @@ class Shape:
         return cls(batch, tokens, heads, width)
 
 
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of a whole layer's input: batch B, tokens T, width D of the model."""
+
+    batch: int
+    tokens: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"B{self.batch}-T{self.tokens}-D{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> LayerShape:
+        """The shape that prints as ``text``, such as ``B1-T4096-D1024``.
+
+        Raises:
+            OptionError: the text has another form, or a size is zero.
+        """
+        match = re.fullmatch(r"B([1-9]\d*)-T([1-9]\d*)-D([1-9]\d*)", text)
+        if match is None:
+            raise OptionError(
+                f"shape {text!r} is not of the form B1-T4096-D1024: batch, tokens and width of the model, each at "
+                "least 1."
+            )
+        batch, tokens, width = map(int, match.groups())
+        return cls(batch, tokens, width)
+
+
 #: ``small`` takes about a minute; ``full`` goes through every batch, length, head count and width in a few steps.
 SIZES: dict[str, list[Shape]] = {
     "small": [Shape(1, 512, 4, 64), Shape(1, 2048, 4, 64)],

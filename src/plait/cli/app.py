@@ -21,9 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("plait.cli.explain", "Show a model layer by layer: code path, parameters, state, cost."),
     "train": ("plait.cli.train", "Train a model from a run file; resumes where it stopped."),
     "eval": ("plait.cli.evaluate", "Measure a model: loss, in-context recall, decode speed."),
+    "compare": ("plait.cli.compare", "Compare two measured models on the same samples."),
     "generate": ("plait.cli.generate", "Continue a prompt with a model."),
-    "import": ("plait.cli.import_model", "Take over a model of flash-linear-attention."),
-    "export": ("plait.cli.export_model", "Write a model in the layout of flash-linear-attention."),
+    "import": ("plait.cli.import_model", "Take over a model of another library."),
+    "export": ("plait.cli.export_model", "Write a model in another library's layout."),
     "study": ("plait.cli.study", "Run, plan and report a grid of trials."),
     "bench": ("plait.cli.bench", "Time plait's operations against named peers."),
 }

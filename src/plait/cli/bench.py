@@ -159,6 +159,48 @@ def train(
     print_table(header, rows, right=(1, 3, 4, 5, 7))
 
 
+@app.command("layers")
+def layers(
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", metavar="NAME", help="Only this layer, such as gla; repeat.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option("--shape", metavar="B-T-D", help="Such as B1-T4096-D1024; repeat.")
+    ] = None,
+    direction: Annotated[
+        Literal["forward", "forward+backward"] | None, typer.Option(help="Only this one; both without it.")
+    ] = None,
+    device: Device = "cuda",
+    repeats: Repeats = 7,
+    as_json: Json = False,
+) -> None:
+    """Time whole layers on a GPU against flash-linear-attention's, with the same weights, and softmax attention."""
+    from plait.benchmarks.layers import SHAPES, chosen_layers, require_fla, time_layers
+    from plait.benchmarks.operations import DIRECTIONS
+    from plait.benchmarks.shapes import LayerShape
+
+    shapes, named = [LayerShape.parse(text) for text in shape or []] or SHAPES, chosen_layers(layer or [])
+    require_fla(device)
+    directions = [direction] if direction else DIRECTIONS
+    head = _heading(device)
+    timings = time_layers(shapes, device, repeats, named, directions, _announce)
+    if as_json:
+        print_json({**head, "timings": [asdict(timing) for timing in timings]})
+        return
+    _print_heading(head)
+    typer.echo("ratio: the peer's time over plait's (median, and quartiles of the turns); above 1, plait is faster")
+    typer.echo("difference: of output or gradient from fla's layer with the same weights, relative")
+    typer.echo("attention (SDPA) computes another function: it is what the layer would replace\n")
+    header = ["layer", "shape", "direction", "backend", "plait ms", "peer", "peer ms", "difference", "ratio", "spread"]
+    rows = [
+        [t.layer, t.shape, t.direction, t.backend, f"{t.milliseconds:.2f}", t.peer, f"{t.peer_milliseconds:.2f}"]
+        + ["" if t.error is None else f"{t.error:.1e}"]
+        + _ratio_cells(t.ratio, t.ratio_low, t.ratio_high)
+        for t in timings
+    ]
+    print_table(header, rows, right=(4, 6, 7, 8))
+
+
 @app.command("memory")
 def memory(
     shape: Shapes = None,

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
+from plait.cli.evaluate_suites import Chosen, measure_suites
 from plait.cli.output import print_json, print_table, size
 from plait.errors import OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from plait.data import TaskData, TextData
+    from plait.data import DataBundle
     from plait.training.config import DataSection, RunConfig
 
 
@@ -26,15 +28,43 @@ def command(
     field: Annotated[str, typer.Option(help="Field of jsonl, parquet or hub rows that holds the text.")] = "text",
     length: Annotated[int | None, typer.Option(min=1, help="Tokens per window; of the run, or 256.")] = None,
     batches: Annotated[int | None, typer.Option(min=1, help="Held-out batches; of the run, or 32.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Windows per batch; of the run, or 16.")] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(help="Rows per batch; of the run, or 16. Suites also take auto, which they start with."),
+    ] = None,
     rare_below: Annotated[
         int | None, typer.Option(min=1, help="AR hits: only bigrams rarer than this in the training split.")
     ] = None,
     mqar: Annotated[str | None, typer.Option(help="Recall settings LENGTHxPAIRS, such as 64x4,128x8.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Measure suites: recall, ruler, state, mad, longbench, lm, harness; or all.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Measure tasks or benchmarks by name: niah,passkey.")] = None,
+    harness: Annotated[str | None, typer.Option(help="Measure lm-eval's tasks: lambada_openai,piqa.")] = None,
+    lengths: Annotated[str | None, typer.Option(help="Lengths of rows or prompts in tokens: 256,1024.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each; 500, or those of the set.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the tasks and benchmarks that know it; repeat it for more.")
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder with files of benchmarks and of the harness.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the results; else MODEL/evaluation.")] = None,
     contexts: Annotated[str | None, typer.Option(help="Decode speed at these context lengths: 512,2048.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a model: loss, bits per byte, AR hits, recall, decode speed and cache size."""
+    """Measure a model: what it was trained on and decoding; or suites, tasks and standard sets."""
+    if suite or tasks or harness:
+        own = {"--corpus": corpus, "--mqar": mqar, "--contexts": contexts, "--rare-below": rare_below}
+        given = [name for name, value in own.items() if value is not None]
+        if given:
+            raise OptionError(f"{given[0]} does not go with --suite, --tasks or --harness: use two calls.")
+        chosen = Chosen(_names(suite), _names(tasks), _names(harness), _lengths(lengths), limit, _pairs(option or []))
+        measure_suites(model, chosen, data_dir, out, batch_size, as_json)
+        return
+    alone = {"--lengths": lengths, "--limit": limit, "--option": option, "--data-dir": data_dir, "--out": out}
+    given = [name for name, value in alone.items() if value]
+    if given:
+        raise OptionError(f"{given[0]} goes with --suite, --tasks or --harness, and none of them is given.")
+    rows = None if batch_size is None else _positive(batch_size)
     changes: dict[str, Any] = {"batches": batches, "ar_hits_rare_below": rare_below}
     changes["decode_contexts"] = None if contexts is None else _integers(contexts, "contexts")
     changes["mqar"] = None if mqar is None else _settings(mqar)
@@ -57,7 +87,7 @@ def command(
     if data is None and not section.decode_contexts:
         raise OptionError(f"{model} does not say what it was trained on: give --corpus, --contexts or both.")
     bundle = None if data is None else _bundle(data, model, place, run, tokenizer)
-    result = evaluate(network, bundle, section, batch_size=batch_size or (run.training.batch_size if run else 16))
+    result = evaluate(network, bundle, section, batch_size=rows or (run.training.batch_size if run else 16))
     if as_json:
         print_json(result)
     else:
@@ -92,7 +122,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
 
 def _bundle(
     data: DataSection, model: str, place: str, run: RunConfig | None, tokenizer: PreTrainedTokenizerBase | None
-) -> TextData | TaskData:
+) -> DataBundle:
     from plait.data import build
     from plait.training.folder import DATA_FOLDER, RUN_FILE
 
@@ -102,6 +132,31 @@ def _bundle(
     shared = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plait"
     folder = parents[-1] / DATA_FOLDER if parents and parents[-1] != Path(place) else shared
     return build(data, folder, run.seed if run else 0, tokenizer)  # type: ignore[arg-type]
+
+
+def _names(text: str | None) -> list[str]:
+    return [] if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _lengths(text: str | None) -> list[int]:
+    return [] if text is None else _integers(text, "lengths")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise OptionError(f"--batch-size {text!r} must be a whole number of at least 1 (auto goes with --suite).")
+    return int(text)
+
+
+def _pairs(texts: list[str]) -> dict[str, Any]:
+    """Options as a mapping; values are read as YAML: numbers, true, null, lists."""
+    pairs: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OptionError(f"--option {text!r}: write NAME=VALUE.")
+        pairs[name.strip()] = yaml.safe_load(value)
+    return pairs
 
 
 def _integers(text: str, option: str) -> list[int]:

@@ -12,13 +12,16 @@ from plait.errors import OptionError
 def command(
     model: Annotated[str, typer.Argument(help="Folder of a run or of a saved model, or a name on the hub.")],
     out: Annotated[str, typer.Argument(help="Folder to write, new or empty.")],
-    to: Annotated[Literal["fla"], typer.Option(help="Layout: fla is flash-linear-attention's.")],
+    to: Annotated[
+        Literal["fla", "llama", "qwen3"],
+        typer.Option(help="Layout: fla is flash-linear-attention's; llama and qwen3 are transformers'."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a model as a folder that flash-linear-attention loads."""
+    """Write a model as a folder that flash-linear-attention or transformers loads."""
     from plait.cli.model_summary import print_summary
     from plait.models import PlaitForCausalLM, load
-    from plait.models.checkpoints import save_fla
+    from plait.models.checkpoints import save_fla, to_transformers
     from plait.models.checkpoints.folders import copy_tokenizer, find_folder, new_folder
     from plait.training.folder import model_folder
     from plait.training.runner import quiet
@@ -29,5 +32,8 @@ def command(
         network, _ = load(source)
     if not isinstance(network, PlaitForCausalLM):
         raise OptionError(f"{model} is a {network.config.model_type!r} model; plait export writes plait's own.")
-    save_fla(network, target)
+    if to == "fla":
+        save_fla(network, target)
+    else:
+        to_transformers(network, to).save_pretrained(target)
     print_summary(network, model, out, copy_tokenizer(source, target), as_json)

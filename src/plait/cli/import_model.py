@@ -1,4 +1,4 @@
-"""``plait import``: take over a model of flash-linear-attention."""
+"""``plait import``: take over a model of another library."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ import typer
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Folder of flash-linear-attention, or a name on the hub.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of flash-linear-attention or of transformers (llama, qwen3), or a name on the hub."
+        ),
+    ],
     out: Annotated[str, typer.Argument(help="Folder to write, new or empty.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Read a model of flash-linear-attention and save it as plait's."""
+    """Read a model of another library and save it as plait's."""
     from plait.cli.model_summary import print_summary
-    from plait.models.checkpoints import load_fla
-    from plait.models.checkpoints.folders import copy_tokenizer, find_folder, new_folder
+    from plait.models.checkpoints import from_transformers, load_fla
+    from plait.models.checkpoints.folders import copy_tokenizer, find_folder, model_type, new_folder
     from plait.training.runner import quiet
 
     target = new_folder(out)
     source = find_folder(model)
-    network = load_fla(source)
     with quiet():
+        if model_type(source) in ("llama", "qwen3"):
+            from transformers import AutoModelForCausalLM
+
+            network = from_transformers(AutoModelForCausalLM.from_pretrained(source, dtype="auto"))
+        else:
+            network = load_fla(source)
         network.save_pretrained(target)
     print_summary(network, model, out, copy_tokenizer(source, target), as_json)

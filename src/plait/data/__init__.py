@@ -4,7 +4,7 @@ A row is ``{"input_ids": (T,), "targets": (T,)}``; targets are aligned with the 
 at t) and -100 is ignored.
 """
 
-from plait.data.bundle import DataBundle, TaskData, TextData, build
+from plait.data.bundle import DataBundle, MixtureData, TaskData, TextData, build
 from plait.data.packing import collate
 
-__all__ = ["DataBundle", "TaskData", "TextData", "build", "collate"]
+__all__ = ["DataBundle", "MixtureData", "TaskData", "TextData", "build", "collate"]

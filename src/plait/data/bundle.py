@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch.utils.data import Dataset
+import numpy as np
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from plait.data.bigrams import BigramCounts
 from plait.data.corpora import open_corpus
 from plait.data.corpus import Corpus
+from plait.data.mixture import GROUP, MixtureDataset, check_shares, choose
 from plait.data.order import stable_hash
 from plait.data.packing import PackedTokens, TokenDataset, collate, pack, window_count
 from plait.data.tasks import Task, TaskDataset, build_task
 from plait.data.tokenizers import cached_tokenizer, vocabulary_size
 
 if TYPE_CHECKING:  # training stands beside data: only the type is used here
-    from plait.training.config import DataSection
-
-_HELD_OUT_SEED = 0
+    from plait.training.config import DataSection, PartSection
 
 
 class DataBundle(ABC):
@@ -41,6 +42,7 @@ class DataBundle(ABC):
     length: int
     tokenizer: PreTrainedTokenizerFast | None = None
     collate = staticmethod(collate)
+    HELD_OUT_SEED: ClassVar[int] = 0
 
     @abstractmethod
     def train_dataset(self, samples: int, seed_offset: int = 0) -> Dataset[Any]:
@@ -109,7 +111,7 @@ class TextData(DataBundle):
     def held_out_dataset(self, split: str, samples: int) -> TokenDataset:
         packed = self.packed(split)
         samples = min(samples, window_count(len(packed), self.length))
-        return TokenDataset(packed, self.length, samples, _HELD_OUT_SEED, self.data.documents)
+        return TokenDataset(packed, self.length, samples, self.HELD_OUT_SEED, self.data.documents)
 
 
 class TaskData(DataBundle):
@@ -130,7 +132,7 @@ class TaskData(DataBundle):
         return TaskDataset(self.task, samples, _training_seed(self.seed, seed_offset), "train")
 
     def held_out_dataset(self, split: str, samples: int) -> TaskDataset:
-        return TaskDataset(self.task, samples, _HELD_OUT_SEED, split)
+        return TaskDataset(self.task, samples, self.HELD_OUT_SEED, split)
 
     def with_options(self, **options: Any) -> TaskData:
         """The same task with other options, such as ``length`` and ``pairs``, and no mixture."""
@@ -140,13 +142,54 @@ class TaskData(DataBundle):
         return TaskData(dataclasses.replace(self.task, **options), self.seed)
 
 
+class MixtureData(DataBundle):
+    """Several sources, learnt together or one after the other.
+
+    Args:
+        parts: the sources.
+        shares: of each its weight, and the fractions of the training at which it starts and ends.
+        seed: of the training rows.
+
+    Raises:
+        DataError: a moment at which no part is active.
+    """
+
+    def __init__(
+        self, parts: Sequence[TextData | TaskData], shares: Sequence[tuple[float, float, float]], seed: int
+    ) -> None:
+        check_shares(shares)
+        self.parts = parts
+        self.shares = shares
+        self.seed = seed
+        self.vocab_size = max(part.vocab_size for part in parts)
+        self.length = max(part.length for part in parts)
+        self.tokenizer = next((part.tokenizer for part in parts if part.tokenizer is not None), None)
+
+    def train_dataset(self, samples: int, seed_offset: int = 0) -> MixtureDataset:
+        choices = choose(self.shares, samples, _training_seed(self.seed, seed_offset), "train")
+        rows = np.bincount(choices, minlength=len(self.parts)) * GROUP
+        parts = [
+            part.train_dataset(max(int(count), 1), stable_hash(seed_offset, index))
+            for index, (part, count) in enumerate(zip(self.parts, rows, strict=True))
+        ]
+        return MixtureDataset(parts, choices, samples)
+
+    def held_out_dataset(self, split: str, samples: int) -> ConcatDataset[Any]:
+        """``samples`` rows over the parts that are active at the end, each its share; a text may have fewer."""
+        last = {index: weight for index, (weight, _, end) in enumerate(self.shares) if end == 1}
+        total = sum(last.values())
+        counts = {index: max(1, round(samples * weight / total)) for index, weight in last.items()}
+        return ConcatDataset([self.parts[index].held_out_dataset(split, count) for index, count in counts.items()])
+
+
 def build(
     data: DataSection, folder: Path, seed: int, tokenizer: PreTrainedTokenizerFast | None = None
-) -> TextData | TaskData:
+) -> TextData | TaskData | MixtureData:
     """The data of a run.
 
     Args:
-        data: the section of the run file. For a task, ``length`` holds unless the task's options name another.
+        data: the section of the run file. For a task, ``length`` holds unless the options name another or a
+            preset.
         folder: where tokens and a trained tokenizer are kept; runs may share it.
         seed: of the training rows; held-out rows are the same for every seed.
         tokenizer: that of a trained model, instead of the section's.
@@ -155,10 +198,26 @@ def build(
         OptionError: a name or option that does not exist.
         DataError: text that cannot be read, or is too little for one window in a split.
     """
+    if data.mixture:
+        parts = [_part(data, part, Path(folder), seed, tokenizer) for part in data.mixture]
+        return MixtureData(parts, [(part.weight, part.start, part.end) for part in data.mixture], seed)
+    return _source(data, Path(folder), seed, tokenizer)
+
+
+def _part(
+    data: DataSection, part: PartSection, folder: Path, seed: int, tokenizer: PreTrainedTokenizerFast | None
+) -> TextData | TaskData:
+    own = part.model_dump(exclude={"weight", "start", "end"}, exclude_none=True)
+    return _source(data.model_copy(update={"mixture": [], **own}), folder, seed, tokenizer)
+
+
+def _source(
+    data: DataSection, folder: Path, seed: int, tokenizer: PreTrainedTokenizerFast | None
+) -> TextData | TaskData:
     if data.task is None:
-        return TextData(data, Path(folder), seed, tokenizer)
+        return TextData(data, folder, seed, tokenizer)
     options = dict(data.options)
-    if "mixture" not in options:
+    if not options.keys() & {"mixture", "preset"}:
         options.setdefault("length", data.length)
     return TaskData(build_task(data.task, options), seed)
 

@@ -6,68 +6,120 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from plait.data import TaskData, TextData, build
+from plait import catalog
+from plait.data import DataBundle, MixtureData, TaskData, TextData, build
+from plait.data.tasks.mqar import MQAR
 from plait.errors import OptionError
+from plait.evaluation.batching import Batches
 from plait.evaluation.decode import decode_speed
+from plait.evaluation.measurements import TaskMeasurement
 from plait.evaluation.perplexity import language_modelling
 from plait.evaluation.recall import check_settings, recall
-from plait.models import load
-from plait.training.config import EvaluateSection, RunConfig
+from plait.evaluation.session import scored
+from plait.evaluation.subject import Subject, open_model
+from plait.evaluation.suites import Unavailable, asked
+from plait.training.config import DataSection, EvaluateSection, RunConfig
 from plait.training.folder import DATA_FOLDER, versions
-from plait.training.runner import quiet, train
+from plait.training.runner import train
+
+__all__ = ["evaluate", "open_model", "train_and_evaluate"]
 
 
 def evaluate(
-    model: nn.Module, data: TextData | TaskData | None, section: EvaluateSection, *, batch_size: int = 16
+    model: PreTrainedModel,
+    data: DataBundle | None,
+    section: EvaluateSection,
+    *,
+    batch_size: int = 16,
+    trained: DataSection | None = None,
 ) -> dict[str, Any]:
     """What ``section`` asks for, on the test split, which training never reads.
 
     Args:
         model: a causal language model.
-        data: held-out text or task; None measures decoding only.
+        data: held-out text, task or a mixture of them; None measures decoding and the suites only.
         section: what is measured.
         batch_size: rows per batch.
+        trained: what the model was trained on; suites take its options.
 
     Returns:
         ``lm`` (:func:`~plait.evaluation.perplexity.language_modelling`, None without text), ``mqar``
-        (:func:`~plait.evaluation.recall.recall`), ``decode`` (:func:`~plait.evaluation.decode.decode_speed`) and
-        ``parameters``.
+        (:func:`~plait.evaluation.recall.recall`), ``tasks`` (a score of every other task that it was trained on),
+        ``suites`` (a score of each measurement, or the ``reason`` why this model cannot have it), ``decode``
+        (:func:`~plait.evaluation.decode.decode_speed`) and ``parameters``.
 
     Raises:
         OptionError: MQAR settings for a model that was not trained on it.
     """
+    if data is not None:
+        check_evaluation(data, section)
     training = model.training
     model.eval()
-    vocab_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
-    result: dict[str, Any] = {"lm": None, "mqar": []}
-    if isinstance(data, TextData):
-        check_text(data, section, vocab_size)
-        result["lm"] = language_modelling(
-            model,
-            data.test_dataset(section.batches * batch_size),
-            batch_size=batch_size,
-            vocab_size=vocab_size,
-            bytes_per_token=data.bytes_per_token("test"),
-            split_ar_hits=section.ar_hits,
-            counts=data.bigram_counts() if section.ar_hits and section.ar_hits_rare_below else None,
-            rare_below=section.ar_hits_rare_below,
-        )
-    elif isinstance(data, TaskData):
-        result["mqar"] = recall(model, data, section.mqar, examples=section.mqar_examples, batch_size=batch_size)
+    result: dict[str, Any] = {"lm": None, "mqar": [], "tasks": [], "suites": []}
+    subject = Subject.of(model, None if data is None else data.tokenizer, trained)
+    vocab_size = subject.vocab_size
+    for part in parts(data):
+        if isinstance(part, TextData):
+            if result["lm"] is None:
+                check_text(part, section, vocab_size)
+                result["lm"] = _language_modelling(model, part, section, batch_size, vocab_size)
+        elif isinstance(part.task, MQAR):
+            result["mqar"] += recall(model, part, section.mqar, examples=section.mqar_examples, batch_size=batch_size)
+        else:
+            name = catalog.name_of(type(part.task), "task")
+            measurement = TaskMeasurement(name, part.task, section.mqar_examples)
+            result["tasks"].append(scored(measurement, subject, Batches(batch_size, subject.device)))
+    for suite in section.suites:
+        for one in asked(suite, subject):
+            if isinstance(one, Unavailable):
+                result["suites"].append({"name": one.name, "reason": one.reason})
+            else:
+                result["suites"].append(scored(one, subject, Batches("auto", subject.device)))
     result["decode"] = decode_speed(model, section.decode_contexts, vocab_size)
     result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     model.train(training)
     return result
 
 
+def parts(data: DataBundle | None) -> list[TextData | TaskData]:
+    """The sources that a model at the end of its training should know."""
+    if data is None:
+        return []
+    if isinstance(data, MixtureData):
+        return [part for part, (_, _, end) in zip(data.parts, data.shares, strict=True) if end == 1]
+    assert isinstance(data, TextData | TaskData)
+    return [data]
+
+
+def _language_modelling(
+    model: nn.Module, data: TextData, section: EvaluateSection, batch_size: int, vocab_size: int
+) -> dict[str, Any]:
+    return language_modelling(
+        model,
+        data.test_dataset(section.batches * batch_size),
+        batch_size=batch_size,
+        vocab_size=vocab_size,
+        bytes_per_token=data.bytes_per_token("test"),
+        split_ar_hits=section.ar_hits,
+        counts=data.bigram_counts() if section.ar_hits and section.ar_hits_rare_below else None,
+        rare_below=section.ar_hits_rare_below,
+    )
+
+
+def check_evaluation(data: DataBundle, section: EvaluateSection) -> None:
+    """Raise :class:`OptionError` where the evaluation does not fit what is learnt; found before training."""
+    tasks = [part for part in parts(data) if isinstance(part, TaskData) and isinstance(part.task, MQAR)]
+    if section.mqar and not tasks:
+        raise OptionError("evaluate.mqar needs a model trained on the task mqar; this one is not.")
+    for task in tasks:
+        check_settings(task, section.mqar)
+
+
 def check_text(data: TextData, section: EvaluateSection, vocab_size: int) -> None:
     """Raise :class:`OptionError` where text cannot be measured as asked."""
-    if section.mqar:
-        raise OptionError("evaluate.mqar needs a model trained on the task mqar; this one reads text.")
     if data.vocab_size > vocab_size:
         raise OptionError(
             f"The tokenizer has ids up to {data.vocab_size - 1} but the model knows {vocab_size} tokens; "
@@ -98,15 +150,14 @@ def train_and_evaluate(
     """
     data_folder = data_folder or Path(folder) / DATA_FOLDER
     data = build(config.data, data_folder, config.seed)
-    if isinstance(data, TextData):
-        check_text(data, config.evaluate, data.vocab_size)
-    elif config.evaluate.mqar:
-        check_settings(data, config.evaluate.mqar)
+    check_evaluation(data, config.evaluate)
     result = train(config, folder, progress=progress, announce=announce, data_folder=data_folder)
     model, _ = open_model(result.model_folder)
     return {
         "config": config.model_dump(mode="json"),
-        "evaluation": evaluate(model, data, config.evaluate, batch_size=config.training.batch_size),
+        "evaluation": evaluate(
+            model, data, config.evaluate, batch_size=config.training.batch_size, trained=config.data
+        ),
         "train": {
             "losses": [[step, loss] for step, loss in result.losses],
             "seconds": result.seconds,
@@ -115,11 +166,3 @@ def train_and_evaluate(
         "versions": versions(),
         "seed": config.seed,
     }
-
-
-def open_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """:func:`plait.models.load`, without transformers' bars, on this machine's accelerator where it has one."""
-    with quiet():
-        model, tokenizer = load(folder)
-    model.to(torch.accelerator.current_accelerator() or torch.device("cpu"))  # type: ignore[arg-type]
-    return model, tokenizer

@@ -207,11 +207,15 @@ class LinearMixer(RecurrentMixer):
             if log_decay.dim() == 1:
                 log_decay = log_decay.expand(*v.shape[:2], -1)
             log_decay = context.zero_padding(log_decay)
-        state, borders = self.carried(context), context.cu_seqlens
+        options: dict[str, Any] = {
+            "state": self.carried(context),  # held by the cache alone, which gets the new one
+            "cu_seqlens": context.cu_seqlens,
+            "overwrite_state": context.update_running_state,
+        }
         if r.beta is None:
-            o, state = linear_attention(r.q, k, v, log_decay, state=state, cu_seqlens=borders)
+            o, state = linear_attention(r.q, k, v, log_decay, **options)
         else:
-            o, state = delta_rule(r.q, k, v, r.beta, log_decay, state=state, cu_seqlens=borders)
+            o, state = delta_rule(r.q, k, v, r.beta, log_decay, **options)
         self.carry(context, state)
         return o
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from plait.errors import OptionError, PlaitError
 from plait.models.configuration import PlaitConfig
 from plait.models.decoder import PlaitForCausalLM, PlaitModel
+from plait.models.heads import AutoencoderForCompression
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
@@ -29,7 +31,7 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedMod
 
     Args:
         path_or_name: folder of a saved model, or a name on the Hugging Face hub; any causal language model that
-            transformers can load, plait's own or not.
+            transformers can load, plait's own or not; or a folder of plait's auto-encoder.
         options: for ``from_pretrained``, such as ``dtype`` or ``device_map``.
 
     Returns:
@@ -48,7 +50,8 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedMod
     if not local and (folder.is_absolute() or str(path_or_name).startswith(".") or len(folder.parts) > 2):
         raise OptionError(f"There is no folder {folder}.")
     try:
-        model = AutoModelForCausalLM.from_pretrained(path_or_name, **options)
+        kind = AutoencoderForCompression if local and _holds_autoencoder(folder) else AutoModelForCausalLM
+        model = kind.from_pretrained(path_or_name, **options)
     except PlaitError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
@@ -58,3 +61,9 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedMod
     if local and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return model, None
     return model, AutoTokenizer.from_pretrained(path_or_name)
+
+
+def _holds_autoencoder(folder: Path) -> bool:
+    """Whether it says so itself; the Auto classes go by the kind of configuration alone."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return AutoencoderForCompression.__name__ in (config.get("architectures") or [])

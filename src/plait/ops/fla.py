@@ -27,7 +27,7 @@ def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tens
 
     start = None if state is None else state.float()
     h, last = fused_recurrent_hgrn(
-        u.float(), log_a.float(), initial_state=start, output_final_state=True, cu_seqlens=cu_seqlens
+        u.float(), log_a.float(), initial_state=start, output_final_state=True, cu_seqlens=_on(u, cu_seqlens)
     )
     return h.to(u.dtype), last.float()
 
@@ -50,7 +50,7 @@ def attend(
         "scale": scale,
         "initial_state": None if state is None else state.float(),
         "output_final_state": True,
-        "cu_seqlens": cu_seqlens,
+        "cu_seqlens": _on(v, cu_seqlens),
     }
     if beta is None:
         q, k = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (q, k))
@@ -61,6 +61,8 @@ def attend(
         from fla.ops.simple_gla import chunk_simple_gla
 
         if decay is not None and decay.dim() == 1:
+            if not decay.requires_grad:
+                return chunk_simple_gla(q, k, v, g_gamma=decay, **given)
             decay = decay.expand(*v.shape[:2], heads).contiguous()  # g_gamma would have no gradient
         return chunk_simple_gla(q, k, v, decay, **given)
     beta = beta.to(v.dtype)
@@ -80,3 +82,8 @@ def attend(
     elif decay.dim() == 1:
         decay = decay.expand(*v.shape[:2], heads).contiguous()
     return chunk_gated_delta_rule(q, k, v, decay, beta, **given)
+
+
+def _on(x: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
+    """The borders where the kernels read them, beside ``x``."""
+    return None if cu_seqlens is None else cu_seqlens.to(x.device)

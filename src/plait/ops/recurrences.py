@@ -38,7 +38,8 @@ def linear_scan(
     """
     if u.dim() != 3 or log_a.shape != u.shape:
         raise OptionError(f"linear_scan: log_a {_show(log_a)} and u {_show(u)} must both be (B, T, D).")
-    _check_state("linear_scan", state, (_rows("linear_scan", u, cu_seqlens), u.shape[2]))
+    batch, length, width = u.shape
+    _check_state("linear_scan", state, (_rows("linear_scan", batch, length, cu_seqlens), width))
     chosen = _backend(backend, 0, log_a, u, state)
     if chosen == "fla":
         from plait.ops import fla
@@ -64,6 +65,7 @@ def linear_attention(
     cu_seqlens: Tensor | None = None,
     chunk_size: int = 64,
     backend: str = "auto",
+    overwrite_state: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Linear attention with decay: ``S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T``, ``o_t = S_t^T (scale q_t)``.
 
@@ -80,6 +82,9 @@ def linear_attention(
         cu_seqlens: ``(N + 1,)`` int64 borders of the N documents packed into the single row (``B == 1``).
         chunk_size: tokens treated at once by chunkwise backends (an upper bound); the result does not depend on it.
         backend: ``auto``, ``reference``, ``torch``, ``native`` or ``fla``.
+        overwrite_state: allow the new state into the memory of ``state``, which is lost then. For callers who alone
+            hold ``state`` and drop it: a token's step is quicker so. It may be ignored; without it the returned state
+            is always new.
 
     Returns:
         Output ``(B, T, HV, V)`` in ``v``'s dtype, and the state after the last token of each row or document.
@@ -88,7 +93,9 @@ def linear_attention(
         OptionError: shapes that do not fit, a chunk size below 1, or an unknown backend.
         BackendUnavailable: the backend cannot serve here.
     """
-    return _attend("linear_attention", q, k, v, None, log_decay, scale, state, cu_seqlens, chunk_size, backend)
+    return _attend(
+        "linear_attention", q, k, v, None, log_decay, scale, state, cu_seqlens, chunk_size, backend, overwrite_state
+    )
 
 
 def delta_rule(
@@ -103,6 +110,7 @@ def delta_rule(
     cu_seqlens: Tensor | None = None,
     chunk_size: int = 64,
     backend: str = "auto",
+    overwrite_state: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Delta rule: ``S~ = diag(e^{g_t}) S_{t-1}``, ``S_t = S~ + beta_t k_t (v_t - S~^T k_t)^T``.
 
@@ -121,6 +129,9 @@ def delta_rule(
         cu_seqlens: ``(N + 1,)`` int64 borders of the N documents packed into the single row (``B == 1``).
         chunk_size: tokens treated at once by chunkwise backends (an upper bound); the result does not depend on it.
         backend: ``auto``, ``reference``, ``torch``, ``native`` or ``fla``.
+        overwrite_state: allow the new state into the memory of ``state``, which is lost then. For callers who alone
+            hold ``state`` and drop it: a token's step is quicker so. It may be ignored; without it the returned state
+            is always new.
 
     Returns:
         Output ``(B, T, HV, V)`` in ``v``'s dtype, and the state after the last token of each row or document.
@@ -129,9 +140,9 @@ def delta_rule(
         OptionError: shapes that do not fit, a chunk size below 1, or an unknown backend.
         BackendUnavailable: the backend cannot serve here.
     """
-    if beta.shape != v.shape[:3]:
-        raise OptionError(f"delta_rule: beta {_show(beta)} must be (B, T, HV) = {tuple(v.shape[:3])}.")
-    return _attend("delta_rule", q, k, v, beta, log_decay, scale, state, cu_seqlens, chunk_size, backend)
+    return _attend(
+        "delta_rule", q, k, v, beta, log_decay, scale, state, cu_seqlens, chunk_size, backend, overwrite_state
+    )
 
 
 def _attend(
@@ -146,15 +157,19 @@ def _attend(
     cu_seqlens: Tensor | None,
     chunk_size: int,
     backend: str,
+    overwrite_state: bool,
 ) -> tuple[Tensor, Tensor]:
-    if q.dim() != 4 or k.shape != q.shape:
+    keys, values = q.shape, v.shape  # asked for once: decoding runs through here for every layer and token
+    if len(keys) != 4 or k.shape != keys:
         raise OptionError(f"{name}: q {_show(q)} and k {_show(k)} must both be (B, T, H, K).")
-    batch, length, heads, width = q.shape
-    if v.dim() != 4 or v.shape[:2] != q.shape[:2] or v.shape[2] % heads:
+    batch, length, heads, width = keys
+    if len(values) != 4 or values[0] != batch or values[1] != length or values[2] % heads:
         raise OptionError(
             f"{name}: v {_show(v)} must be (B, T, HV, V) with (B, T) = {(batch, length)} and HV a multiple of {heads}."
         )
-    value_heads = v.shape[2]
+    value_heads, value_width = values[2], values[3]
+    if beta is not None and beta.shape != (batch, length, value_heads):
+        raise OptionError(f"{name}: beta {_show(beta)} must be (B, T, HV) = {(batch, length, value_heads)}.")
     shapes = ((value_heads,), (batch, length, value_heads), (batch, length, value_heads, width))
     if log_decay is not None and log_decay.shape not in shapes:
         raise OptionError(
@@ -163,7 +178,7 @@ def _attend(
         )
     if chunk_size < 1:
         raise OptionError(f"{name}: chunk_size={chunk_size} must be at least 1.")
-    _check_state(name, state, (_rows(name, v, cu_seqlens), value_heads, width, v.shape[3]))
+    _check_state(name, state, (_rows(name, batch, length, cu_seqlens), value_heads, width, value_width))
     scale = width**-0.5 if scale is None else scale
     chosen = _backend(backend, width, v, q, k, beta, log_decay, state)
     if chosen == "fla":
@@ -171,7 +186,7 @@ def _attend(
 
         return fla.attend(q, k, v, beta, log_decay, scale, state, cu_seqlens)
     if chosen == "native":
-        return native.attend(q, k, v, beta, log_decay, scale, state, cu_seqlens, chunk_size)
+        return native.attend(q, k, v, beta, log_decay, scale, state, cu_seqlens, chunk_size, overwrite_state)
     implementation = reference if chosen == "reference" else chunkwise
     dtype = _compute_dtype(q, k, v)
     with _no_autocast(v):
@@ -188,12 +203,11 @@ def _attend(
     return o.to(v.dtype), last
 
 
-def _backend(name: str, key_width: int, *tensors: Tensor | None) -> str:
+def _backend(name: str, key_width: int, first: Tensor, *others: Tensor | None) -> str:
     """The backend for this call; where the one that ``auto`` chose cannot take the tensors, torch runs."""
-    first = next(x for x in tensors if x is not None)
-    chosen = dispatch.resolve(name, first.device.type)
+    chosen = dispatch.resolve(name, "cpu" if first.is_cpu else first.device.type)
     if chosen == "native":
-        reason = native.refuses(*tensors)
+        reason = native.refuses(first, *others)
     elif chosen == "fla":
         from plait.ops import fla
 
@@ -220,11 +234,10 @@ def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def _rows(name: str, x: Tensor, cu_seqlens: Tensor | None) -> int:
+def _rows(name: str, batch: int, length: int, cu_seqlens: Tensor | None) -> int:
     """How many states there are: rows of the batch, or packed documents."""
-    batch, length = x.shape[:2]
     if length < 1:
-        raise OptionError(f"{name}: the sequence is empty (shape {_show(x)}); give at least one token.")
+        raise OptionError(f"{name}: the sequence is empty (B, T = {batch}, {length}); give at least one token.")
     if cu_seqlens is None:
         return batch
     if batch != 1:
@@ -238,7 +251,7 @@ def _rows(name: str, x: Tensor, cu_seqlens: Tensor | None) -> int:
 
 
 def _check_state(name: str, state: Tensor | None, shape: tuple[int, ...]) -> None:
-    if state is not None and tuple(state.shape) != shape:
+    if state is not None and state.shape != shape:
         raise OptionError(f"{name}: state {_show(state)} must be {shape}.")
 
 

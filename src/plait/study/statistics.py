@@ -7,32 +7,11 @@ from typing import Literal
 
 import numpy as np
 
+from plait.evaluation.intervals import bootstrap
 from plait.study.summary import Interval
 
 #: Two-sided 95 % quantiles of Student's t by number of values, where the bootstrap has too few of them.
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182}
-
-
-def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Efron, 1979).
-
-    Args:
-        values: independent measurements.
-        resamples: how many means are drawn.
-        seed: of the resampling.
-
-    Returns:
-        The 2.5 % and 97.5 % percentiles of the resampled means.
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    rows = max(1, 2**22 // len(sample))  # bounds the memory of a long sample
-    for start in range(0, resamples, rows):
-        count = min(rows, resamples - start)
-        means[start : start + count] = sample[generator.integers(len(sample), size=(count, len(sample)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def interval(

@@ -52,15 +52,12 @@ class ModelSection(Strict):
     embedding_range: Annotated[float, Field(gt=0)] | None = None
 
 
-class DataSection(Strict):
-    """What is learnt: a corpus, or a synthetic task.
+class SourceSection(Strict):
+    """Where rows come from: a corpus, or a synthetic task.
 
     Args:
         corpus: ``python-stdlib``, ``text:PATH`` or ``hf:NAME``.
         field: field of jsonl, parquet or hub rows that holds the text.
-        tokenizer: ``bytes``, ``bpe:SIZE`` or ``hf:NAME_OR_PATH``.
-        length: tokens per sequence.
-        documents: ``join`` (documents run on) or ``separate`` (state and positions restart at each document).
         max_bytes: stop reading the corpus after so many bytes of each split; None reads all.
         task: a task of the catalogue, such as ``mqar``, instead of a corpus.
         options: the task's options.
@@ -68,17 +65,55 @@ class DataSection(Strict):
 
     corpus: str | None = None
     field: str = "text"
-    tokenizer: str = "bytes"
-    length: Positive = 256
-    documents: Literal["join", "separate"] = "join"
     max_bytes: Positive | None = None
     task: str | None = None
     options: dict[str, Any] = {}
 
+
+class PartSection(SourceSection):
+    """One source of a mixture.
+
+    Args:
+        weight: rows of this source, relative to the weights of the others that are active.
+        start, end: fractions of the training between which it is active; a curriculum is a sequence of these.
+        length: tokens per sequence; None: the section's.
+    """
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    end: Annotated[float, Field(gt=0, le=1)] = 1.0
+    length: Positive | None = None
+
     @model_validator(mode="after")
-    def _one_source(self) -> DataSection:
+    def _one_source(self) -> PartSection:
         if (self.corpus is None) == (self.task is None):
             raise ValueError("give exactly one of 'corpus' and 'task'")
+        if self.start >= self.end:
+            raise ValueError(f"'start' must be below 'end'; here {self.start:g} and {self.end:g}")
+        return self
+
+
+class DataSection(SourceSection):
+    """What is learnt: a corpus, a synthetic task, or several of them.
+
+    Args:
+        tokenizer: ``bytes``, ``bpe:SIZE`` or ``hf:NAME_OR_PATH``.
+        length: tokens per sequence.
+        documents: ``join`` (documents run on) or ``separate`` (state and positions restart at each document).
+        mixture: several sources instead of one, each with its weight and its part of the training.
+    """
+
+    tokenizer: str = "bytes"
+    length: Positive = 256
+    documents: Literal["join", "separate"] = "join"
+    mixture: list[PartSection] = []
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if (self.corpus is not None) + (self.task is not None) + bool(self.mixture) != 1:
+            raise ValueError("give exactly one of 'corpus', 'task' and 'mixture'")
+        if self.mixture and self.documents == "separate":
+            raise ValueError("a mixture needs documents: join")
         return self
 
 
@@ -123,6 +158,34 @@ class TrainingSection(Strict):
     report_to: list[str] = []
 
 
+class SuiteSection(Strict):
+    """Further things to measure; exactly one of ``suite``, ``tasks`` and ``harness``.
+
+    Args:
+        suite: ``recall``, ``ruler``, ``state``, ``mad`` or ``longbench``.
+        tasks: names of tasks or benchmarks of the catalogue.
+        harness: names of lm-eval's tasks.
+        lengths: of rows or prompts; none: as the model was trained, or as the task sets it.
+        limit: samples of each.
+        data_dir: folder with the files that benchmarks in words and the harness need.
+        options: of the tasks and benchmarks that know them.
+    """
+
+    suite: str | None = None
+    tasks: list[str] = []
+    harness: list[str] = []
+    lengths: list[Positive] = []
+    limit: Positive | None = None
+    data_dir: str | None = None
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SuiteSection:
+        if (self.suite is not None) + bool(self.tasks) + bool(self.harness) != 1:
+            raise ValueError("give exactly one of 'suite', 'tasks' and 'harness'")
+        return self
+
+
 class EvaluateSection(Strict):
     """What is measured after training.
 
@@ -131,8 +194,9 @@ class EvaluateSection(Strict):
         ar_hits: split the loss into tokens that complete a bigram already seen in the context, and the rest.
         ar_hits_rare_below: count a bigram only if it is rarer than this in the training split (None: any bigram).
         mqar: list of ``{length, pairs}`` to measure recall at; needs a model trained on mqar.
-        mqar_examples: held-out examples per setting.
+        mqar_examples: held-out examples per setting, and rows of every other task that the model was trained on.
         decode_contexts: context lengths at which decode speed and cache bytes are measured.
+        suites: further tasks, benchmarks and standard sets.
     """
 
     batches: Positive = 32
@@ -141,6 +205,7 @@ class EvaluateSection(Strict):
     mqar: list[dict[str, int]] = []
     mqar_examples: Positive = 500
     decode_contexts: list[Positive] = []
+    suites: list[SuiteSection] = []
 
 
 class RunConfig(Strict):

@@ -16,10 +16,12 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from plait.data import DataBundle
+from plait.data import DataBundle, MixtureData, TaskData
 from plait.data import build as build_data
 from plait.errors import OptionError
 from plait.models import PlaitForCausalLM
+from plait.models.decoder import PlaitPreTrainedModel
+from plait.models.heads import AutoencoderForCompression
 from plait.training import metrics
 from plait.training.architecture import build_model_config
 from plait.training.checkpoint import PARTIAL, checkpoints, clean, publish_folder, read_json, write_json
@@ -134,12 +136,21 @@ def train(
     return TrainResult(folder, **read_json(folder / FINISHED_FILE))
 
 
-def build_model(config: RunConfig, bundle: DataBundle) -> PlaitForCausalLM:
-    """The model of a run with the initial weights of its seed."""
+def build_model(config: RunConfig, bundle: DataBundle) -> PlaitPreTrainedModel:
+    """The model of a run with the initial weights of its seed: a language model, or what the task needs instead.
+
+    Raises:
+        OptionError: a mixture of sources that need different kinds of model.
+    """
+    parts = bundle.parts if isinstance(bundle, MixtureData) else [bundle]
+    autoencoder = {isinstance(part, TaskData) and part.task.autoencoder for part in parts}
+    if len(autoencoder) > 1:
+        raise OptionError("data.mixture: an auto-encoder task, such as mad_compression, mixes with no other kind.")
+    kind = AutoencoderForCompression if autoencoder == {True} else PlaitForCausalLM
     model_config = build_model_config(config, bundle.vocab_size, bundle.tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return PlaitForCausalLM(model_config)
+        return kind(model_config)
 
 
 def resolved_precision(training: TrainingSection) -> str:
@@ -157,7 +168,7 @@ def resolved_precision(training: TrainingSection) -> str:
 
 
 def _trainer(
-    model: PlaitForCausalLM,
+    model: PlaitPreTrainedModel,
     config: RunConfig,
     folder: Path,
     bundle: DataBundle,
@@ -217,7 +228,7 @@ def _header(trainer: PlaitTrainer, saved: list[Path]) -> Iterator[str]:
         yield f"going on from {saved[-1].name}"
 
 
-def _save_model(model: PlaitForCausalLM, bundle: DataBundle, config: RunConfig, folder: Path) -> None:
+def _save_model(model: PlaitPreTrainedModel, bundle: DataBundle, config: RunConfig, folder: Path) -> None:
     """Save model, tokenizer and run file; the folder appears when it is whole."""
     partial = folder / f"{PARTIAL}-{MODEL_FOLDER}"
     shutil.rmtree(partial, ignore_errors=True)

@@ -152,6 +152,76 @@ def test_draws_without_replacement_agree_with_numpy() -> None:
     assert stats.chi2_contingency([found[seen], expected[seen]]).pvalue > 1e-3
 
 
+COMPOSITIONAL = [
+    MQAR(vocab_size=18, length=28, pairs=4, key_tokens=2, random_fillers=False),
+    MQAR(vocab_size=27, length=54, pairs=9, key_tokens=2),
+    MQAR(vocab_size=256, length=256, pairs=36, key_tokens=2, power=1.0),
+    MQAR(vocab_size=64, length=128, pairs=4, key_tokens=2, passes=2, forgetting=3),
+]
+
+
+@pytest.mark.parametrize("task", COMPOSITIONAL, ids=str)
+def test_keys_of_two_tokens(task: MQAR) -> None:
+    inputs, targets = generate(task)
+    third, side = task.vocab_size // 3, round(task.pairs**0.5)
+    context = 3 * (task.pairs * task.passes + task.forgetting)
+    asked = targets != -100
+    assert (asked.sum(1) == task.pairs).all()
+    assert ((asked.nonzero()[1] - context) % 3 == 1).all()  # on the second token of a key
+    for row, target in zip(inputs.tolist(), targets.tolist(), strict=True):
+        memory = {(row[place], row[place + 1]): row[place + 2] for place in range(0, context, 3)}
+        first, second = ({key[place] for key in memory} for place in (0, 1))
+        assert len(memory) == task.pairs
+        assert len(first) == len(second) == side  # so the keys are the whole grid
+        assert all(1 <= token < third for token in first)
+        assert all(third <= token < 2 * third for token in second)
+        assert all(2 * third <= value < task.vocab_size for value in memory.values())
+        assert len(set(memory.values())) == task.pairs
+        places = [place for place, answer in enumerate(target) if answer != -100]
+        assert [memory[row[place - 1], row[place]] for place in places] == [target[place] for place in places]
+        assert {(row[place - 1], row[place]) for place in places} == set(memory)
+        if not task.random_fillers:
+            fillers = set(range(context, task.length)) - {place - back for place in places for back in (0, 1)}
+            assert all(row[place] == 0 for place in fillers)
+
+
+def test_grid_keys_are_shown_in_any_order() -> None:
+    inputs, _ = generate(MQAR(vocab_size=18, length=24, pairs=4, key_tokens=2), rows=4000)
+    first = inputs[:, [0, 3, 6, 9]]
+    second = inputs[:, [1, 4, 7, 10]]
+    share = ((first[:, :1] == first) & (second[:, :1] != second)).mean(0)  # the other key of the same first token
+    assert share.tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3], abs=0.03)
+
+
+PAIRS = {  # (length, pairs), rows of the official training sets
+    "zoology-fig2": [(64, 4)],
+    "zoology-fig2-128": [(128, 8)],
+    "zoology-fig2-256": [(256, 16)],
+    "zoology-fig2-512": [(512, 64)],
+    "based": [(64, 4), (128, 8), (256, 16), (256, 32), (256, 64)],
+    "based-test": [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)],
+    "compositional": [(64, 4), (128, 9), (256, 16), (256, 25), (256, 36)],
+    "compositional-test": [(64, 4), (64, 9), (128, 16), (256, 36), (512, 64), (1024, 144), (2048, 256)],
+}
+
+
+@pytest.mark.parametrize("name", MQAR.presets)
+def test_presets_are_the_published_settings(name: str) -> None:
+    task = MQAR.parse("mqar", {"preset": name})
+    assert (task.vocab_size, task.power, task.passes, task.forgetting) == (8192, 0.01, 1, 0)
+    assert task.random_fillers == (not name.startswith("zoology"))
+    assert task.key_tokens == (2 if name.startswith("compositional") else 1)
+    assert [(setting.length, setting.pairs) for setting in task.settings] == PAIRS[name]
+    total = sum(setting.weight for setting in task.settings)
+    shares = [setting.weight / total for setting in task.settings]
+    trained = len(shares) == 5  # 100,000 rows of the first and 20,000 of each other setting; tests have 1,000 of each
+    assert shares == pytest.approx([5 / 9] + [1 / 9] * 4 if trained else [1 / len(shares)] * len(shares))
+
+
+def test_chance_of_two_token_keys() -> None:
+    assert MQAR(vocab_size=20, length=24, pairs=4, key_tokens=2).chance == 1 / 8  # values 12..19
+
+
 def test_chance() -> None:
     task = MQAR(vocab_size=64, pairs=8)
     inputs, targets = generate(task, 4000)
@@ -187,6 +257,11 @@ def test_accuracy_is_a_mean_over_rows_of_means_over_queries() -> None:
         ({"passes": 0}, "passes=0"),
         ({"mixture": [(64, 4), (32, 9)]}, "length=32 is too short for pairs=9"),
         ({"mixture": [(64, 4, 0.0)]}, "weight=0.0"),
+        ({"key_tokens": 3}, "key_tokens=3 must be 1 or 2"),
+        ({"key_tokens": 2, "pairs": 8}, "pairs=8 must be a square for key_tokens=2; use 4 or 9"),
+        ({"key_tokens": 2, "pairs": 16}, "6 x pairs = 96 must fit; use length >= 96"),
+        ({"key_tokens": 2, "pairs": 9, "forgetting": 4}, "context and queries = 66 must fit"),
+        ({"key_tokens": 2, "vocab_size": 11}, "use vocab_size >= 12"),
     ],
 )
 def test_sizes_that_do_not_fit(options: dict[str, int], words: str) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +31,20 @@ class Task(Options, ABC):
     Args:
         vocab_size: ids are below this.
         length: tokens per row.
+
+    Attributes:
+        autoencoder: all answers are read from the state after the last token, not each from its own position; the
+            model is then a :class:`plait.models.heads.AutoencoderForCompression`.
     """
 
     vocab_size: int
     length: int
+    autoencoder: ClassVar[bool] = False
+
+    @classmethod
+    def at_length(cls, length: int) -> dict[str, Any]:
+        """The options that make rows of ``length`` tokens, and what should grow with it."""
+        return {"length": length}
 
     @property
     def longest(self) -> int:
@@ -46,9 +56,26 @@ class Task(Options, ABC):
     def chance(self) -> float:
         """Expected accuracy of a uniform guess among the answers that are possible at all."""
 
+    @property
+    def training_rows(self) -> int | None:
+        """Different rows of a training split, which then start again; None: they never repeat."""
+        return None
+
     @abstractmethod
     def generate(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
         """``rows`` rows of one length T: inputs and targets, each ``(rows, T)``; target -100 is ignored."""
+
+    def generate_split(self, rng: np.random.Generator, rows: int, split: str) -> tuple[Ids, Ids]:
+        """As :meth:`generate`, for a task whose rows differ between ``train``, ``validation`` and ``test``."""
+        return self.generate(rng, rows)
+
+    def _take_vocabulary(self, ids: int) -> None:
+        """Turn a ``vocab_size`` of 0 into the ``ids`` that the task needs; :class:`DataError` if it is too small."""
+        if self.vocab_size == 0:
+            object.__setattr__(self, "vocab_size", ids)
+        if self.vocab_size < ids:
+            name = type(self).__name__
+            raise DataError(f"{name}: vocab_size={self.vocab_size} is too small; use 0 or vocab_size >= {ids}.")
 
 
 class TaskDataset(Dataset[dict[str, Tensor]]):
@@ -71,6 +98,7 @@ class TaskDataset(Dataset[dict[str, Tensor]]):
         self.samples = samples
         self.seed = seed
         self.split = checked_split(split)
+        self._distinct = (task.training_rows if self.split == "train" else None) or samples
         self._blocks: OrderedDict[int, tuple[Ids, Ids]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -80,7 +108,7 @@ class TaskDataset(Dataset[dict[str, Tensor]]):
         """``input_ids`` ``(T,)`` and ``targets`` ``(T,)``, int64; target of position t at t, -100 ignored."""
         if not 0 <= i < self.samples:
             raise IndexError(f"row {i} of {self.samples}")
-        block, place = divmod(i, BLOCK)
+        block, place = divmod(i % self._distinct, BLOCK)
         inputs, targets = self._block(block)
         return {
             "input_ids": torch.from_numpy(inputs[place].astype(np.int64)),
@@ -99,7 +127,7 @@ class TaskDataset(Dataset[dict[str, Tensor]]):
         if block not in self._blocks:
             entropy = [self.seed % 2**64, SPLITS.index(self.split), block]
             rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
-            inputs, targets = self.task.generate(rng, BLOCK)
+            inputs, targets = self.task.generate_split(rng, BLOCK, self.split)
             keep = max(1, _CACHED_BYTES // (inputs.nbytes + targets.nbytes))
             while len(self._blocks) >= keep:
                 self._blocks.popitem(last=False)
@@ -131,6 +159,19 @@ def per_example_accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
         raise DataError("A row has no query: all its targets are -100, so it has no accuracy.")
     right = (predictions == targets) & asked
     return right.sum(dim=1, dtype=torch.float64) / asked.sum(dim=1)
+
+
+def per_position_accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Share of rows that are right at each position, ``(T,)`` float64; NaN at a position that no row asks about.
+
+    Args:
+        predictions, targets: see :func:`accuracy`.
+    """
+    if predictions.dim() == targets.dim() + 1:
+        predictions = predictions.argmax(dim=-1)
+    asked = targets != IGNORED
+    right = (predictions == targets) & asked
+    return right.sum(dim=0, dtype=torch.float64) / asked.sum(dim=0)
 
 
 def distinct(rng: np.random.Generator, rows: int, low: int, high: int, count: int) -> Ids:

@@ -7,13 +7,20 @@ the key's value. With V = 12, K = 2, T = 16 and zeros as fillers::
 
     input    2 8 4 7 0 0 4 0 0 0 0 0 2 0 0 0
     target   . . . . . . 7 . . . . . 8 . . .
+
+The compositional variant of the official code (HazyResearch/zoology, ``compositional_ar.py``) has keys of two tokens
+from a grid, so that neither token alone tells the value; the target stands on the second one. With V = 18, K = 4::
+
+    input    2 7 14 2 9 12 4 7 17 4 9 15 2 9  0 0 0 0 4 9  0 2 7  0 4 7  0 0
+    target   . . .  . . .  . . .  . . .  . 12 . . . . . 15 . . 14 . . 17 . .
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from math import isqrt
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +37,21 @@ class Setting(NamedTuple):
     weight: float = 1.0
 
 
+_PUBLISHED = {"vocab_size": 8192, "power": 0.01, "passes": 1, "forgetting": 0}
+_FIGURE_2 = {**_PUBLISHED, "random_fillers": False, "key_tokens": 1}
+_BASED = {**_PUBLISHED, "random_fillers": True, "key_tokens": 1}
+_COMPOSITIONAL = {**_PUBLISHED, "random_fillers": True, "key_tokens": 2}
+
+
 @dataclass(frozen=True)
 class MQAR(Task):
     """Options of MQAR.
+
+    The presets are settings of the official code (HazyResearch/zoology). ``zoology-fig2`` is figure 2 of Zoology at
+    length 64; ``zoology-fig2-128``, ``-256`` and ``-512`` are its other lengths, each a run of its own that is tested
+    as it is trained. ``based`` is the training mixture of the Based paper's recall figure, weighted by numbers of rows,
+    and ``based-test`` its seven tests, some longer than any training row. ``compositional`` and ``compositional-test``
+    are the same for keys of two tokens.
 
     Args:
         vocab_size: V; keys are drawn from 1..V/2-1, values from V/2..V-1, both without repetition in a row.
@@ -43,12 +62,37 @@ class MQAR(Task):
         random_fillers: fill the other positions with uniform ids of the whole vocabulary, else with 0.
         passes: times that the context is shown.
         forgetting: keys that are written a second time, after the context, with another value; the last one counts.
+        key_tokens: 2 for the compositional variant: K is a square, the keys are all pairs of sqrt(K) first tokens from
+            1..V/3-1 and sqrt(K) second tokens from the next V/3 ids, values come from the rest, and ``6 K <= T``.
         mixture: several ``[length, pairs]`` or ``[length, pairs, weight]`` instead of one; each run of 256 rows has
             one setting, so that batches need no filling where 256 is a multiple of their size.
 
     Raises:
         DataError: sizes that do not fit together; the message says what would.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "zoology-fig2": {**_FIGURE_2, "length": 64, "pairs": 4},
+        "zoology-fig2-128": {**_FIGURE_2, "length": 128, "pairs": 8},
+        "zoology-fig2-256": {**_FIGURE_2, "length": 256, "pairs": 16},
+        "zoology-fig2-512": {**_FIGURE_2, "length": 512, "pairs": 64},
+        "based": {
+            **_BASED,
+            "mixture": [(64, 4, 100_000), (128, 8, 20_000), (256, 16, 20_000), (256, 32, 20_000), (256, 64, 20_000)],
+        },
+        "based-test": {
+            **_BASED,
+            "mixture": [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)],
+        },
+        "compositional": {
+            **_COMPOSITIONAL,
+            "mixture": [(64, 4, 100_000), (128, 9, 20_000), (256, 16, 20_000), (256, 25, 20_000), (256, 36, 20_000)],
+        },
+        "compositional-test": {
+            **_COMPOSITIONAL,
+            "mixture": [(64, 4), (64, 9), (128, 16), (256, 36), (512, 64), (1024, 144), (2048, 256)],
+        },
+    }
 
     vocab_size: int = 8192
     length: int = 64
@@ -57,6 +101,7 @@ class MQAR(Task):
     random_fillers: bool = True
     passes: int = 1
     forgetting: int = 0
+    key_tokens: int = 1
     mixture: Sequence[Setting] = ()
 
     def __post_init__(self) -> None:
@@ -65,26 +110,38 @@ class MQAR(Task):
             raise DataError(f"MQAR: power={self.power} must be above 0.")
         if self.passes < 1:
             raise DataError(f"MQAR: passes={self.passes} must be at least 1.")
+        if self.key_tokens not in (1, 2):
+            raise DataError(f"MQAR: key_tokens={self.key_tokens} must be 1 or 2.")
         for length, pairs, weight in self.settings:
             if pairs < 1 or not 0 <= self.forgetting <= pairs:
                 raise DataError(f"MQAR: pairs={pairs} must be at least 1 and forgetting={self.forgetting} in 0..pairs.")
+            side = isqrt(pairs)
+            if self.key_tokens == 2 and side**2 != pairs:
+                raise DataError(
+                    f"MQAR: pairs={pairs} must be a square for key_tokens=2; use {side**2} or {(side + 1) ** 2}."
+                )
             if length % 2:
                 raise DataError(f"MQAR: length={length} must be even; use {length + 1}.")
-            needed = 2 * self._context_pairs(pairs) + 2 * pairs
+            needed = self._slot * (self._context_pairs(pairs) + pairs)
             if needed > length:
-                rule = "4 x pairs" if needed == 4 * pairs else "context and queries"
+                rule = f"{2 * self._slot} x pairs" if needed == 2 * self._slot * pairs else "context and queries"
                 raise DataError(
                     f"MQAR: length={length} is too short for pairs={pairs}: {rule} = {needed} must fit; "
-                    f"use length >= {needed} or fewer pairs."
+                    f"use length >= {needed + needed % 2} or fewer pairs."
                 )
-            most = max(pairs + 1, pairs + self.forgetting)
-            if self.vocab_size < 2 * most:
+            most = max((pairs if self.key_tokens == 1 else side) + 1, pairs + self.forgetting)
+            if self.vocab_size < self._slot * most:
                 raise DataError(
                     f"MQAR: vocab_size={self.vocab_size} has too few keys and values for pairs={pairs}; "
-                    f"use vocab_size >= {2 * most}."
+                    f"use vocab_size >= {self._slot * most}."
                 )
             if not weight > 0:
                 raise DataError(f"MQAR: weight={weight} of the mixture must be above 0.")
+
+    @classmethod
+    def at_length(cls, length: int) -> dict[str, Any]:
+        """Every eighth token is a key of the context."""
+        return {"length": length, "pairs": max(1, length // 8), "mixture": ()}
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -99,7 +156,7 @@ class MQAR(Task):
     @property
     def chance(self) -> float:
         """One of the values."""
-        return 1 / (self.vocab_size - self.vocab_size // 2)
+        return 1 / (self.vocab_size - self._first_value)
 
     def generate(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
         """``rows`` rows of one setting: inputs and targets, each ``(rows, T)`` int32; target -100 is ignored."""
@@ -110,28 +167,51 @@ class MQAR(Task):
         T, K, V = setting.length, setting.pairs, self.vocab_size
         row = np.arange(rows)[:, None]
 
-        keys = distinct(rng, rows, 1, V // 2, K)
-        values = distinct(rng, rows, V // 2, V, K + self.forgetting)
-        pairs = np.stack([keys, values[:, :K]], axis=2).reshape(rows, 2 * K)
-        context = np.tile(pairs, (1, self.passes))
+        keys = self._keys(rng, rows, K)
+        values = distinct(rng, rows, self._first_value, V, K + self.forgetting)
+        context = np.tile(_pairs(keys, values[:, :K]), (1, self.passes))
         answers = values[:, :K].copy()
         if self.forgetting:
             again = distinct(rng, rows, 0, K, self.forgetting)
             answers[row, again] = values[:, K:]
-            rewritten = np.stack([keys[row, again], values[:, K:]], axis=2).reshape(rows, -1)
-            context = np.concatenate([context, rewritten], axis=1)
+            context = np.concatenate([context, _pairs(keys[row, again], values[:, K:])], axis=1)
 
         start = context.shape[1]
-        queries = start + 2 * _gaps(rng, rows, (T - start) // 2, K, self.power)
+        queries = start + self._slot * _gaps(rng, rows, (T - start) // self._slot, K, self.power)
         inputs = rng.integers(0, V, (rows, T), dtype=np.int32) if self.random_fillers else np.zeros((rows, T), np.int32)
         targets = np.full((rows, T), IGNORED, np.int32)
         inputs[:, :start] = context
-        inputs[row, queries] = keys
-        targets[row, queries] = answers
+        for place in range(self.key_tokens):
+            inputs[row, queries + place] = keys[:, :, place]
+        targets[row, queries + self.key_tokens - 1] = answers
         return inputs, targets
+
+    def _keys(self, rng: np.random.Generator, rows: int, count: int) -> Ids:
+        """``(rows, count, key_tokens)``, different in a row."""
+        if self.key_tokens == 1:
+            return distinct(rng, rows, 1, self._first_value, count)[:, :, None]
+        side, third, row = isqrt(count), self.vocab_size // 3, np.arange(rows)[:, None]
+        first = distinct(rng, rows, 1, third, side)
+        second = distinct(rng, rows, third, 2 * third, side)
+        cell = distinct(rng, rows, 0, count, count)
+        return np.stack([first[row, cell // side], second[row, cell % side]], axis=2)
+
+    @property
+    def _slot(self) -> int:
+        """Tokens of a pair; queries stand at multiples of it after the context."""
+        return self.key_tokens + 1
+
+    @property
+    def _first_value(self) -> int:
+        return self.key_tokens * (self.vocab_size // (self.key_tokens + 1))
 
     def _context_pairs(self, pairs: int) -> int:
         return pairs * self.passes + self.forgetting
+
+
+def _pairs(keys: Ids, values: Ids) -> Ids:
+    """``key value key value ...`` from keys ``(rows, count, key_tokens)`` and values ``(rows, count)``."""
+    return np.concatenate([keys, values[:, :, None]], axis=2).reshape(len(keys), -1)
 
 
 def _gaps(rng: np.random.Generator, rows: int, space: int, count: int, power: float) -> npt.NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -57,6 +58,18 @@ def new_folder(path: str | os.PathLike) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
         raise OptionError(f"{folder} is not empty: name a new folder, or empty it first.")
     return folder
+
+
+def model_type(folder: Path) -> str | None:
+    """What ``config.json`` says the model is; None where there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        raise OptionError(f"{path} is not a JSON object.") from None
+    return None if kind is None else str(kind)
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:

@@ -37,6 +37,7 @@ static void put(void *p, int64_t i, int64_t type, float x) {
 /* Where the chunk being treated lies. */
 typedef struct {
     int64_t n, head, row, token, count, c; /* sequence; value head; row of the batch; first token; tokens; padded */
+    int64_t ahead;                         /* tokens from here to the chunk that is treated next */
 } place;
 
 /* Rows of one head into (c, width) with zeros in the padding. */
@@ -46,6 +47,7 @@ static void fetch(const tensor *x, place at, int64_t head, int64_t width, int64_
         if (x->type == FLOAT32) {
             const float *from = (const float *)x->data + start;
             for (int64_t d = 0; d < width; d++) to[i * wide + d] = scale * from[d];
+            for (int64_t d = 0; d < width; d += LINE) expect_to_read(from + at.ahead * x->token + d);
         } else {
             for (int64_t d = 0; d < width; d++) to[i * wide + d] = scale * to_float(x->data, start + d, x->type);
         }
@@ -60,6 +62,7 @@ static void deliver(const tensor *x, place at, int64_t width, int64_t wide, floa
         if (x->type == FLOAT32) {
             float *to = (float *)x->data + start;
             for (int64_t d = 0; d < width; d++) to[d] = scale * from[i * wide + d];
+            for (int64_t d = 0; d < width; d += LINE) expect_to_write(to + at.ahead * x->token + d);
         } else {
             for (int64_t d = 0; d < width; d++) put(x->data, start + d, x->type, scale * from[i * wide + d]);
         }
@@ -200,9 +203,9 @@ static void prepare(const attention *g, place at, int64_t K, int64_t V, int empt
     solve_unit_lower(c, V, w->A, c, w->n, V);
 }
 
-static place chunk_at(const attention *g, int64_t n, int64_t head, int64_t index) {
+static place chunk_at(const attention *g, int64_t n, int64_t head, int64_t index, int64_t ahead) {
     int64_t token = index * g->size, left = g->length[n] - token, count = left < g->size ? left : g->size;
-    return (place){n, head, g->row[n], g->first[n] + token, count, padded(count)};
+    return (place){n, head, g->row[n], g->first[n] + token, count, padded(count), ahead * g->size};
 }
 
 static int64_t chunks_of(const attention *g, int64_t n) { return (g->length[n] + g->size - 1) / g->size; }
@@ -217,7 +220,7 @@ static void forward(void *job, int64_t index, float *scratch) {
     float *o = w.x; /* free once N is there */
     fetch_state(g->state ? g->state + index * area : NULL, g->K, g->V, K, V, w.S);
     for (int64_t i = 0; i < chunks_of(g, n); i++) {
-        place at = chunk_at(g, n, head, i);
+        place at = chunk_at(g, n, head, i, 1);
         int empty = i == 0 && !g->state;
         if (g->saved) deliver_state(g->saved + ((g->chunk[n] + i) * g->heads + head) * area, g->K, g->V, V, w.S);
         prepare(g, at, K, V, empty, &w);
@@ -256,16 +259,18 @@ static void clear_upper(int64_t c, int from, float *p) {
         for (int64_t j = i + from; j < padded(i + 1); j++) p[i * c + j] = 0;
 }
 
-/* Gradients of scores x_i . k_j e^{G_i - G_j} from d_p, into d_x and d_k. */
+/* Gradients of scores x_i . k_j e^{G_i - G_j} from d_p: d_x is set, d_k set or added to. */
 static void scores_backward(const attention *g, int64_t c, int64_t K, chunk *w, const float *x, float *d_p, float *d_x,
-                            float *d_k) {
+                            float *d_k, int mode) {
     if (g->per_channel) {
+        memset(d_x, 0, c * K * sizeof(float));
+        if (mode == SET) memset(d_k, 0, c * K * sizeof(float));
         channel_scores_backward(c, K, x, w->k, &w->blocks, d_p, d_x, d_k, w->scratch);
         return;
     }
     decay_scores(c, w->a, d_p, NULL);
-    product_of_lower(c, K, d_p, c, w->k, K, d_x, K, ADD);
-    product_of_lower_transposed(c, K, d_p, c, x, K, d_k, K, ADD);
+    product_of_lower(c, K, d_p, c, w->k, K, d_x, K, SET);
+    product_of_lower_transposed(c, K, d_p, c, x, K, d_k, K, mode);
 }
 
 /* d log a_t = sum over V of S~_t dS~_t. Moving back from the chunk's end: what S holds there, plus what the queries of
@@ -281,13 +286,14 @@ static void decay_backward(const attention *g, place at, int64_t K, const chunk 
             store(d->part + e, load(w->q + e) * load(d->d_q + e) + load(w->k + e) * (erased - load(d->d_write + e)));
         }
     if (g->per_channel) {
-        for (int64_t k = 0; k < g->K; k++) {
-            float sum = d->onward[k];
-            for (int64_t i = at.c - 1; i >= 0; i--) {
-                sum += d->part[i * K + k];
-                if (i < at.count) to[(at.token + i) * out->token + k] = w->a[i * K + k] > 0 ? sum : 0;
+        for (int64_t i = at.c - 1; i >= 0; i--)
+            for (int64_t n = 0; n < K; n += W) { /* from here on `part` holds the gradient */
+                int64_t e = i * K + n;
+                vec sum = load(d->onward + n) + load(d->part + e);
+                store(d->onward + n, sum);
+                store(d->part + e, (vec)((ivec)sum & (load(w->a + e) > 0)));
             }
-        }
+        deliver(out, at, g->K, K, 1, d->part);
         return;
     }
     double sum = 0; /* large terms of both signs */
@@ -317,9 +323,7 @@ static void backward_chunk(const attention *g, place at, int64_t K, int64_t V, i
     transpose(c, V, N, V, d->nt, c);
     product_to_lower(c, V, d->d_o, V, d->nt, c, d->d_p, c);
     clear_upper(c, 1, d->d_p);
-    memset(d->d_q, 0, c * K * sizeof(float));
-    memset(d->d_write, 0, c * K * sizeof(float));
-    scores_backward(g, c, K, w, w->q, d->d_p, d->d_q, d->d_write);
+    scores_backward(g, c, K, w, w->q, d->d_p, d->d_q, d->d_write, SET);
     if (!empty) {
         transpose(K, V, w->S, V, d->turned, K);
         product(c, K, V, d->d_o, V, 1, d->turned, K, d->part, K, SET);
@@ -352,8 +356,7 @@ static void backward_chunk(const attention *g, place at, int64_t K, int64_t V, i
             for (int64_t v = 0; v < V; v += W)
                 store(d->d_n + i * V + v, splat(w->beta[i]) * load(d->d_n + i * V + v));
         }
-        memset(d->d_erase, 0, c * K * sizeof(float));
-        scores_backward(g, c, K, w, w->k, d->d_A, d->d_erase, d->d_write);
+        scores_backward(g, c, K, w, w->k, d->d_A, d->d_erase, d->d_write, ADD);
         if (!empty) {
             product(c, K, V, d->d_n, V, 1, d->turned, K, d->part, K, SET);
             for (int64_t e = 0; e < c * K; e += W) store(d->part + e, -load(d->part + e));
@@ -381,8 +384,10 @@ static void backward(void *job, int64_t index, float *scratch) {
     fetch_state(g->d_last ? g->d_last + index * area : NULL, g->K, g->V, K, V, d.dS);
     fetch_state(g->last + index * area, g->K, g->V, K, V, end);
     for (int64_t i = chunks_of(g, n) - 1; i >= 0; i--) {
-        fetch_state(g->saved + ((g->chunk[n] + i) * g->heads + head) * area, g->K, g->V, K, V, w.S);
-        backward_chunk(g, chunk_at(g, n, head, i), K, V, i == 0 && !g->state, end, &w, &d);
+        const float *entering = g->saved + ((g->chunk[n] + i) * g->heads + head) * area;
+        fetch_state(entering, g->K, g->V, K, V, w.S);
+        for (int64_t e = 0; i && e < area; e += LINE) expect_to_read(entering - g->heads * area + e);
+        backward_chunk(g, chunk_at(g, n, head, i, -1), K, V, i == 0 && !g->state, end, &w, &d);
         float *swap = end;
         end = w.S, w.S = swap;
     }
@@ -396,14 +401,14 @@ static void expect_to_fill_rows(const attention *g, const tensor *x, int64_t wid
 }
 
 /* Both return 0, or 1 when memory ran out. */
-int plait_attention_forward(attention *g, int64_t threads, team gomp) {
+int plait_attention_forward(attention *g, int threads, team gomp) {
     expect_to_fill_rows(g, &g->o, g->V);
     if (g->saved) expect_to_fill(g->saved, g->chunk[g->sequences] * g->heads * g->K * g->V);
     int64_t floats = chunk_floats(g->size, padded(g->K), padded(g->V));
     return run_pieces(forward, g, g->sequences * g->heads, floats, threads, gomp);
 }
 
-int plait_attention_backward(attention *g, int64_t threads, team gomp) {
+int plait_attention_backward(attention *g, int threads, team gomp) {
     expect_to_fill_rows(g, &g->d_q, g->K);
     expect_to_fill_rows(g, &g->d_k, g->K);
     expect_to_fill_rows(g, &g->d_v, g->V);

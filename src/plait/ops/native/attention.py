@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.ops.native import token
 from plait.ops.native.kernel import Operator
-from plait.ops.native.library import TYPES, Attention, Rows, Step, address, call, integers, pointer
+from plait.ops.native.library import TYPES, Attention, Rows, address, call, integers, pointer
 
 #: Tokens that the kernels treat together are multiples of this.
 BLOCK = 16
@@ -26,6 +27,7 @@ def attend(
     state: Tensor | None,
     cu_seqlens: Tensor | None,
     chunk_size: int,
+    overwrite_state: bool,
 ) -> tuple[Tensor, Tensor]:
     """Linear attention (``beta`` None) or the delta rule; shapes as in :mod:`plait.ops.recurrences`, checked there."""
     if log_decay is not None and log_decay.dim() == 1:
@@ -33,11 +35,7 @@ def attend(
     given = (q, k, v, beta, log_decay, state)
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     if v.shape[1] == 1 and cu_seqlens is None and not wanted:
-        dtype = v.dtype
-        q, k, v = (x.float().contiguous() for x in (q, k, v))
-        beta, log_decay, state = (None if x is None else x.float().contiguous() for x in (beta, log_decay, state))
-        o, after = _token(q, k, v, beta, log_decay, scale, state)
-        return o.to(dtype), after
+        return token.attend(q, k, v, beta, log_decay, scale, state, overwrite_state)
     q, k, v = (_channels_last(x if x.dtype in TYPES else x.float()) for x in (q, k, v))
     beta, log_decay, state = (None if x is None else x.float() for x in (beta, log_decay, state))
     if log_decay is not None and log_decay.dim() == 4:
@@ -277,52 +275,3 @@ def _backward(ctx: Any, d_o: Tensor | None, d_last: Tensor | None, _: Tensor | N
 
 _attention = Operator("attention", _forward, _fake_forward, _setup, _backward)
 _attention_backward = Operator("attention_backward", _gradients, _fake_gradients)
-
-
-def _one_token(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor | None,
-    log_decay: Tensor | None,
-    scale: float,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """One token without gradient; everything fp32 and contiguous."""
-    batch, _, heads, V = v.shape
-    K = q.shape[3]
-    o, after = torch.empty_like(v), v.new_empty(batch, heads, K, V)
-    arguments = Step(
-        q=pointer(q),
-        k=pointer(k),
-        v=pointer(v),
-        beta=pointer(beta),
-        log_decay=pointer(log_decay),
-        before=pointer(state),
-        after=pointer(after),
-        o=pointer(o),
-        heads=heads,
-        group=heads // q.shape[2],
-        rows=batch * heads,
-        K=K,
-        V=V,
-        per_channel=log_decay is not None and log_decay.dim() == 4,
-        scale=scale,
-    )
-    call("step", arguments)
-    return o, after
-
-
-def _fake_token(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor | None,
-    log_decay: Tensor | None,
-    scale: float,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(v), v.new_empty(v.shape[0], v.shape[2], q.shape[3], v.shape[3])
-
-
-_token = Operator("step", _one_token, _fake_token)

@@ -12,11 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.ops.native import build
-
 MEND = "install a C compiler and run python -m plait.ops.native.build"
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-_PROCESS = os.getpid()
 
 
 class Rows(Structure):
@@ -52,7 +49,9 @@ class Attention(Structure):
 class Scan(Structure):
     """Arguments of the first-order scan (``rows.c``)."""
 
-    _fields_ = _fields(("log_a u state h d_h d_log_a d_u d_state start length", c_void_p), ("sequences D", c_int64))
+    _fields_ = _fields(
+        ("log_a u state h d_h d_log_a d_u d_state start length", c_void_p), ("sequences D width", c_int64)
+    )
 
 
 class Convolution(Structure):
@@ -61,19 +60,11 @@ class Convolution(Structure):
     _fields_ = _fields(("x weight bias y d_y d_x d_weight", c_void_p), ("B T C taps", c_int64))
 
 
-class Step(Structure):
-    """Arguments of one token of a matrix recurrence (``rows.c``)."""
-
-    _fields_ = _fields(
-        ("q k v beta log_decay before after o", c_void_p),
-        ("heads group rows K V per_channel", c_int64),
-        ("scale", c_float),
-    )
-
-
 @cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library for this processor and what it was compiled for; or None and the reason."""
+    from plait.ops.native import build  # not above: that module is also run as a program, which must find it new
+
     best = torch.backends.cpu.get_cpu_capability().upper()
     fitting = build.levels()
     if best in fitting:
@@ -89,15 +80,20 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     return None, "its kernels were not compiled when plait was installed"
 
 
-def call(name: str, arguments: Structure) -> None:
+def call(name: str, arguments: Structure | bytes) -> None:
     """Run a kernel with PyTorch's number of threads; other Python threads run meanwhile.
+
+    Args:
+        name: of the kernel.
+        arguments: its structure, or the bytes of one.
 
     Raises:
         MemoryError: no room for a thread's scratch.
     """
     library, reason = load()
     assert library is not None, reason
-    if getattr(library, f"plait_{name}")(ctypes.byref(arguments), c_int64(torch.get_num_threads()), _team()):
+    where = arguments if isinstance(arguments, bytes) else ctypes.byref(arguments)
+    if getattr(library, "plait_" + name)(where, torch.get_num_threads(), _team()):
         raise MemoryError(f"plait's kernel {name} found no memory for its scratch.")
 
 
@@ -125,6 +121,16 @@ def _openmp() -> c_void_p:
         return c_void_p()
 
 
-def _team() -> c_void_p:
+def _team() -> c_void_p | None:
     """The threads to share; none after a fork, where that runtime would wait for threads that no longer exist."""
-    return _openmp() if os.getpid() == _PROCESS else c_void_p()
+    return None if _forked else _openmp()
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+_forked = False
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_note_fork)

@@ -7,6 +7,10 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
 typedef void (*piece)(void *job, int64_t index, float *scratch);
 
 /* GOMP_parallel of the OpenMP runtime that PyTorch has loaded; NULL where there is none, or after a fork, which that
@@ -22,6 +26,26 @@ typedef struct {
     atomic_int failed;
 } queue;
 
+/* Numbers below 1e-38 count as 0 while a kernel runs: a state that fades is full of them, and processors with SSE take
+   a hundred cycles for each. Returns what `restore_tiny` sets back. */
+static unsigned flush_tiny(void) {
+#ifdef __SSE__
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040); /* results, operands */
+    return before;
+#else
+    return 0;
+#endif
+}
+
+static void restore_tiny(unsigned before) {
+#ifdef __SSE__
+    _mm_setcsr(before);
+#else
+    (void)before;
+#endif
+}
+
 static void take_pieces(void *data) {
     queue *q = data;
     float *scratch = NULL;
@@ -29,7 +53,9 @@ static void take_pieces(void *data) {
         atomic_store(&q->failed, 1);
         return;
     }
+    unsigned before = flush_tiny();
     for (int64_t i; (i = atomic_fetch_add(&q->next, 1)) < q->count;) q->run(q->job, i, scratch);
+    restore_tiny(before);
     free(scratch);
 }
 
@@ -54,6 +80,13 @@ static int run_pieces(piece run, void *job, int64_t count, size_t scratch, int64
         for (int64_t i = 0; i < started; i++) pthread_join(others[i], NULL);
     }
     return atomic_load(&q.failed) && atomic_load(&q.next) < count;
+}
+
+/* How many threads pay for a single pass over so many floats: waking one takes as long as a pass over a part of the
+   second-level cache, and far longer where others use the processors. */
+static inline int worthwhile(int threads, int64_t floats) {
+    int64_t shares = floats >> 17; /* 512 KiB each */
+    return shares < 1 ? 1 : shares < threads ? (int)shares : threads;
 }
 
 /* Fresh memory costs more than the arithmetic when the system hands it out in small pages: ask for large ones. */

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from plait.ops.native.library import load
 
+_TOO_WIDE = torch.float64
+
 
 def absent() -> str | None:
     """Why there are no kernels here, or None when there are."""
@@ -17,7 +19,7 @@ def absent() -> str | None:
 def refuses(*tensors: Tensor | None) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
     for x in tensors:
-        if x is None or (x.is_cpu and x.dtype is not torch.float64):
+        if x is None or (x.is_cpu and x.dtype is not _TOO_WIDE):
             continue
         if not x.is_cpu:
             return f"its kernels need CPU tensors and the tensors are on {x.device.type}"

@@ -65,6 +65,15 @@ static inline vec exponential(vec x) {
     return (vec)(((ivec)p + power) & ~dead);
 }
 
+/* Floats of a cache line. */
+#define LINE 16
+
+/* Ask for a cache line ahead of its use, where rows lie too far apart for the processor to foresee it. An address beyond
+   the data does no harm. */
+static inline void expect_to_read(const float *p) { __builtin_prefetch(p, 0, 2); }
+
+static inline void expect_to_write(const float *p) { __builtin_prefetch(p, 1, 2); }
+
 static inline float sum_lanes(vec x) {
     float total = 0;
     for (int i = 0; i < W; i++) total += x[i];

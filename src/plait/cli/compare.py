@@ -1,0 +1,42 @@
+"""``plait compare``: two measured models on the same samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plait.cli.output import print_json, print_table
+
+
+def command(
+    first: Annotated[str, typer.Argument(help="Folder of a model that plait eval has measured, or of its results.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two measured models on the same samples: difference, interval, p of no difference."""
+    from plait.evaluation.compare import compare
+    from plait.evaluation.session import results_folder
+
+    found = compare(results_folder(first), results_folder(second))
+    if as_json:
+        print_json([dataclasses.asdict(one) for one in found])
+        return
+    typer.echo(f"A  {Path(first)}\nB  {Path(second)}\n")
+    rows = [
+        [
+            one.name,
+            str(one.samples),
+            f"{one.first:.3f}",
+            f"{one.second:.3f}",
+            f"{one.difference:+.3f}",
+            f"{one.low:+.3f} to {one.high:+.3f}",
+            f"{one.p:.3g}",
+            one.test,
+        ]
+        for one in found
+    ]
+    header = ["measured", "samples", "A", "B", "B - A", "95 % interval", "p", "test"]
+    print_table(header, rows, right=(1, 2, 3, 4, 6))

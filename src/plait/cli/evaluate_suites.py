@@ -1,0 +1,85 @@
+"""The part of ``plait eval`` that measures suites, tasks and standard sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from plait.cli.output import print_json, print_table
+from plait.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the command line asks for: suites, names, and what they have in common."""
+
+    suites: Sequence[str]
+    tasks: Sequence[str]
+    harness: Sequence[str]
+    lengths: Sequence[int]
+    limit: int | None
+    options: Mapping[str, Any]
+
+    def sections(self, data_dir: str | None) -> list[dict[str, Any]]:
+        """As ``evaluate.suites`` of a run file says it."""
+        shared = {"lengths": list(self.lengths), "limit": self.limit, "data_dir": data_dir, "options": self.options}
+        kinds: list[dict[str, Any]] = [{"suite": name} for name in self.suites]
+        kinds += [{"tasks": list(self.tasks)}] if self.tasks else []
+        kinds += [{"harness": list(self.harness)}] if self.harness else []
+        return [{**kind, **shared} for kind in kinds]
+
+
+def measure_suites(
+    model: str, chosen: Chosen, data_dir: str | None, out: str | None, batch_size: str | None, as_json: bool
+) -> None:
+    """Measure, write and print."""
+    from plait.evaluation.batching import Batches
+    from plait.evaluation.session import measure, results_folder
+    from plait.evaluation.subject import open_subject
+    from plait.evaluation.suites import Unavailable, asked
+    from plait.training.config import SuiteSection, validated
+
+    if batch_size not in (None, "auto") and not (batch_size or "").isdecimal():
+        raise OptionError(f"--batch-size {batch_size!r} must be a whole number of at least 1, or auto.")
+    size: Any = "auto" if batch_size in (None, "auto") else int(batch_size or 0)
+    subject = open_subject(model)
+    wanted = [
+        one
+        for section in chosen.sections(data_dir)
+        for one in asked(validated(SuiteSection, section, "plait eval"), subject)
+    ]
+    unavailable = [one for one in wanted if isinstance(one, Unavailable)]
+    measurements = [one for one in wanted if not isinstance(one, Unavailable)]
+    folder = results_folder(model) if out is None else Path(out)
+    results = list(measure(subject, measurements, folder, Batches(size, subject.device)))
+    if as_json:
+        skipped = [{"name": one.name, "reason": one.reason} for one in unavailable]
+        print_json({"results": results, "unavailable": skipped, "folder": str(folder)})
+        return
+    print_scores(results)
+    if unavailable:
+        typer.echo("\nNot measured")
+        for one in unavailable:
+            typer.echo(f"  {one.name}: {one.reason}")
+    typer.echo(f"\nResults are in {folder}")
+
+
+def print_scores(results: Sequence[Mapping[str, Any]]) -> None:
+    """One line for each measurement: score, interval, chance, samples."""
+    rows = [
+        [
+            result["name"],
+            result["metric"],
+            f"{result['score']:.3f}",
+            f"{result['low']:.3f} to {result['high']:.3f}",
+            "-" if result["chance"] is None else f"{result['chance']:.3f}",
+            str(len(result["per_sample"]) or result["more"].get("n", "-")),
+            f"{result['seconds']:.0f}",
+        ]
+        for result in results
+    ]
+    print_table(["measured", "metric", "score", "95 % interval", "chance", "samples", "s"], rows, right=(2, 4, 5, 6))

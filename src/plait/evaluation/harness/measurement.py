@@ -1,0 +1,79 @@
+"""A task of lm-eval as one measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plait.errors import OptionError
+from plait.evaluation.batching import Batches
+from plait.evaluation.harness.run import require_lm_eval, run_harness
+from plait.evaluation.intervals import Z, score_interval
+from plait.evaluation.measurements import Advance, Measurement, Score
+from plait.evaluation.subject import Subject
+
+
+@dataclass(frozen=True)
+class HarnessMeasurement(Measurement):
+    """lm-eval's score of one task.
+
+    Args:
+        task: lm-eval's name of it.
+        data_dir: folder of its rows; None: from the hub.
+        limit: only the first so many rows.
+    """
+
+    task: str
+    data_dir: Path | None = None
+    limit: int | None = None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.task
+
+    @property
+    def samples(self) -> int:  # type: ignore[override]
+        return 1
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"harness": self.task, "data": "hub" if self.data_dir is None else "folder", "limit": self.limit}
+
+    def check(self, subject: Subject) -> None:
+        require_lm_eval()
+        if subject.tokenizer is None:
+            raise OptionError(f"{subject.name} has no tokenizer, so it cannot be measured on tasks of text.")
+
+    def run(self, subject: Subject, batches: Batches, advance: Advance) -> Score:
+        found = run_harness(
+            subject.model,
+            subject.tokenizer,
+            [self.task],
+            data_dir=self.data_dir,
+            limit=self.limit,
+            batch_size=batches.size,
+        )
+        advance(1)
+        result = next(iter(found["tasks"].values()))
+        metric, first = next(iter(result["metrics"].items()))
+        more = {"metrics": result["metrics"], "n": result["n"], "version": result["version"]}
+        if result["correct"] is not None:
+            values = result["correct"]
+            low, high = score_interval(values)
+            return Score(metric, sum(values) / len(values), low, high, values, more=more)
+        half = Z * (first["stderr"] or 0.0)
+        return Score(metric, first["value"], first["value"] - half, first["value"] + half, [], more=more)
+
+
+def folder_names(folder: Path) -> list[str]:
+    """lm-eval's names of the tasks whose rows are in a folder.
+
+    Raises:
+        OptionError: lm-eval is not installed.
+    """
+    require_lm_eval()
+    from plait.evaluation.harness.tasks import FILES
+
+    names = {file: name for name, file in FILES.items()}
+    return [names.get(path.stem, path.stem) for path in sorted(folder.glob("*.jsonl"))]

@@ -1,0 +1,111 @@
+"""Measures one model, thing by thing: each result is written at once, and a second call skips what is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from plait.evaluation.batching import Batches
+from plait.evaluation.measurements import Advance, Measurement
+from plait.evaluation.subject import Subject, measurement_key
+from plait.training.checkpoint import read_json, write_json
+from plait.training.folder import RUN_FILE, versions
+
+#: Folder of the results, beside the model.
+RESULTS_FOLDER = "evaluation"
+
+
+def measure(
+    subject: Subject, measurements: Sequence[Measurement], folder: Path, batches: Batches, *, progress: bool = True
+) -> Iterator[dict[str, Any]]:
+    """The result of each measurement, from ``folder`` or measured now.
+
+    Args:
+        subject: the model.
+        measurements: what is measured.
+        folder: one JSON file for each result.
+        batches: rows at a time.
+        progress: show on stderr what is measured and the time left.
+
+    Yields:
+        ``name``, ``model``, ``fingerprint``, ``spec``, ``seconds``, ``versions`` and the fields of
+        :class:`~plait.evaluation.measurements.Score`.
+    """
+    for number, measurement in enumerate(measurements, start=1):
+        path = folder / f"{_file_name(measurement.name)}-{measurement_key(subject.fingerprint, measurement.spec)}.json"
+        if path.exists():
+            yield read_json(path)
+            continue
+        with _Bar(f"[{number}/{len(measurements)}] {measurement.name}", measurement.samples, progress) as bar:
+            result = scored(measurement, subject, batches, bar.advance)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+        yield read_json(path)
+
+
+def scored(
+    measurement: Measurement, subject: Subject, batches: Batches, advance: Advance = lambda count: None
+) -> dict[str, Any]:
+    """One measurement with its result, ready for JSON; see :func:`measure`."""
+    start = time.perf_counter()
+    score = measurement.run(subject, batches, advance)
+    return {
+        "name": measurement.name,
+        "model": subject.name,
+        "fingerprint": subject.fingerprint,
+        "spec": measurement.spec,
+        **dataclasses.asdict(score),
+        "seconds": time.perf_counter() - start,
+        "versions": versions(),
+    }
+
+
+def results_folder(name: str) -> Path:
+    """Where the results of the model ``name`` are kept: in its folder, or below ``runs`` for a name on the hub.
+
+    A folder that holds results and no model is taken as it is.
+    """
+    place = Path(name)
+    if place.is_dir() and any(place.glob("*.json")) and not (place / "config.json").exists():
+        inside = place / RESULTS_FOLDER
+        return inside if inside.is_dir() or (place / RUN_FILE).exists() else place
+    return (place if place.is_dir() else Path("runs") / _file_name(name)) / RESULTS_FOLDER
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=_-]+", "-", text)[:120]
+
+
+class _Bar:
+    """A bar in a terminal, a line at the start of each measurement elsewhere."""
+
+    def __init__(self, title: str, total: int, shown: bool) -> None:
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if shown and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task(title, total=total)
+        elif shown:
+            print(title, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> _Bar:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task, count)

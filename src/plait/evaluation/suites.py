@@ -1,0 +1,286 @@
+"""Which measurements make up a suite, for one model, some lengths and the data at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plait import catalog
+from plait.data.tasks import Task, build_task
+from plait.errors import DataError, OptionError, PlaitError, nearest
+from plait.evaluation.harness.measurement import HarnessMeasurement, folder_names
+from plait.evaluation.measurements import Measurement, PromptMeasurement, TaskMeasurement
+from plait.evaluation.prompts import PromptTask, build_benchmark
+from plait.evaluation.subject import Subject
+from plait.evaluation.texts import TextMeasurement
+from plait.training.config import SuiteSection
+
+#: Suite -> tasks of token ids and benchmarks in words that it measures, by their names in the catalogue.
+SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "recall": (
+        ("mqar", "key_value", "niah"),
+        ("passkey", "json_retrieval", "needle", "records", "fda", "swde", "squad_completion", "xquad_completion"),
+    ),
+    "ruler": (
+        ("niah", "niah_multikey", "niah_multiquery", "niah_multivalue", "variable_tracking"),
+        (
+            "niah_single_1",
+            "niah_single_2",
+            "niah_single_3",
+            "niah_multikey_1",
+            "niah_multikey_2",
+            "niah_multikey_3",
+            "niah_multivalue",
+            "niah_multiquery",
+            "vt",
+            "cwe",
+            "fwe",
+            "qa_1",
+            "qa_2",
+        ),
+    ),
+    "state": (("parity", "modular_arithmetic", "cycle_navigation", "word_problem", "list_ops", "pixels"), ()),
+    "mad": (
+        (
+            "mad_in_context_recall",
+            "mad_fuzzy_recall",
+            "mad_noisy_recall",
+            "mad_selective_copying",
+            "mad_memorization",
+        ),
+        (),
+    ),
+    "longbench": ((), ("longbench",)),
+    "lm": ((), ()),
+    "harness": ((), ()),
+}
+
+#: lm-eval's tasks of the commonsense average in "A Systematic Analysis of Hybrid Linear Attention" (2507.06457).
+HARNESS = (
+    "wikitext",
+    "lambada_openai",
+    "piqa",
+    "hellaswag",
+    "winogrande",
+    "arc_easy",
+    "arc_challenge",
+    "boolq",
+    "sciq",
+    "copa",
+    "openbookqa",
+)
+
+#: Window of the suite ``lm`` where no length is asked for, and its pieces of 8,192 characters.
+TEXT_LENGTH, TEXT_PIECES = 512, 16
+
+#: Option of a benchmark -> where its file or folder lies under the data folder; the first that exists counts.
+DATA_FILES: dict[str, tuple[str, ...]] = {
+    "essays": ("essays",),
+    "haystack": ("essays", "haystack.txt"),
+    "questions": ("squad.json", "xquad.en.json"),
+}
+
+#: The same for one benchmark.
+OWN_FILES: dict[str, dict[str, tuple[str, ...]]] = {
+    "qa_2": {"questions": ("hotpotqa.json",)},
+    "fda": {"data": ("fda.jsonl",)},
+    "swde": {"data": ("swde.jsonl",)},
+    "squad_completion": {"data": ("squad_completion.jsonl",)},
+    "longbench": {"data": ("longbench",)},
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks of tasks and benchmarks.
+
+    Args:
+        lengths: of the rows or prompts; none: as the model was trained, or as the task sets it.
+        limit: samples per measurement; None: 500.
+        data_dir: folder with files of benchmarks that need some.
+        options: further options, for every task or benchmark that knows them.
+    """
+
+    lengths: Sequence[int] = ()
+    limit: int | None = None
+    data_dir: Path | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A measurement of a suite that this model or this machine cannot have, with the reason."""
+
+    name: str
+    reason: str
+
+
+def asked(section: SuiteSection, subject: Subject) -> list[Measurement | Unavailable]:
+    """The measurements that a run file or a command asks for.
+
+    Raises:
+        OptionError: no such suite or task.
+        PlaitError: something that was named, not only part of a suite, cannot be measured.
+    """
+    data_dir = None if section.data_dir is None else Path(section.data_dir)
+    if data_dir is not None and not data_dir.is_dir():
+        raise DataError(f"The data folder {data_dir} does not exist.")
+    wish = Wish(section.lengths, section.limit, data_dir, section.options)
+    if section.suite is not None:
+        return suite(section.suite, subject, wish)
+    measurements: list[Measurement | Unavailable] = []
+    for task in section.harness:
+        harness = HarnessMeasurement(task, _harness_folder(wish), wish.limit)
+        harness.check(subject)
+        measurements.append(harness)
+    for name in section.tasks:
+        measurements += named(name, subject, wish)
+    return measurements
+
+
+def suite(name: str, subject: Subject, wish: Wish) -> list[Measurement | Unavailable]:
+    """The measurements of a suite; what cannot be measured stands in the list with its reason.
+
+    Args:
+        name: ``recall``, ``ruler``, ``state``, ``mad``, ``longbench``, ``lm`` (the ``*.txt`` files of the data folder,
+            or without one the standard library of Python), ``harness`` or ``all``.
+        subject: the model.
+        wish: lengths, samples, data.
+
+    Raises:
+        OptionError: no such suite.
+    """
+    if name == "all":
+        return [one for each in SUITES for one in suite(each, subject, wish)]
+    if name not in SUITES:
+        raise OptionError(f"There is no suite {name!r}.{nearest(name, [*SUITES, 'all'])}")
+    if name in ("lm", "harness"):
+        try:
+            wanted = list(_texts(wish) if name == "lm" else _harness(wish))
+        except PlaitError as error:
+            return [Unavailable(name, str(error))]
+        return [_checked(one, subject) for one in wanted]
+    tasks, benchmarks = SUITES[name]
+    found: list[Measurement | Unavailable] = []
+    for kind, names in (("task", tasks), ("benchmark", benchmarks)):
+        for one in names:
+            for length in wish.lengths or (None,):
+                label = one if length is None else f"{one} {length}"
+                try:
+                    found.append(_measurement(kind, one, length, subject, wish))
+                except PlaitError as error:
+                    found.append(Unavailable(label, str(error)))
+    return found
+
+
+def named(name: str, subject: Subject, wish: Wish) -> list[Measurement]:
+    """The measurements of one task or benchmark that was asked for by name, one per length.
+
+    Raises:
+        OptionError: neither a task nor a benchmark has this name.
+        PlaitError: it cannot be measured; the message says why.
+    """
+    kinds = [kind for kind in ("task", "benchmark") if name in catalog.names(kind)]
+    if not kinds:
+        known = catalog.names("task") + catalog.names("benchmark")
+        raise OptionError(f"There is no task or benchmark {name!r}.{nearest(name, known)}")
+    kind = kinds[-1] if subject.tokenizer is not None else kinds[0]
+    return [_measurement(kind, name, length, subject, wish) for length in wish.lengths or (None,)]
+
+
+def _measurement(kind: str, name: str, length: int | None, subject: Subject, wish: Wish) -> Measurement:
+    method: type[Task] | type[PromptTask] = catalog.get(name, kind).load()
+    known = {field.name: field for field in dataclasses.fields(method)}
+    options: dict[str, Any] = {}
+    if issubclass(method, PromptTask):
+        options |= _files(name, wish)
+        if wish.limit is not None:
+            options["samples"] = wish.limit
+        if length is not None and "length" in known:
+            options["length"] = length
+    else:
+        options |= trained_options(subject, name)
+        default: Any = known["vocab_size"].default
+        if default:  # else the task's own alphabet decides
+            options.setdefault("vocab_size", min(subject.vocab_size, default))
+        if length is not None:
+            options |= method.at_length(length)
+    options |= {key: value for key, value in wish.options.items() if key in known}
+    given = {key: options[key] for key in ["length", *wish.options] if key in options}
+    label = " ".join([name, *(f"{key}={value}" for key, value in given.items())])
+    measurement: Measurement
+    if issubclass(method, PromptTask):
+        measurement = PromptMeasurement(label, build_benchmark(name, options))
+    else:
+        measurement = TaskMeasurement(label, build_task(name, options), wish.limit or 500)
+    measurement.check(subject)
+    return measurement
+
+
+def _texts(wish: Wish) -> Iterator[Measurement]:
+    files = [] if wish.data_dir is None else sorted(wish.data_dir.glob("*.txt"))
+    for source in [str(path) for path in files] or ["python-stdlib"]:
+        for length in wish.lengths or (TEXT_LENGTH,):
+            yield TextMeasurement(source, length, wish.limit or TEXT_PIECES)
+
+
+def _harness(wish: Wish) -> Iterator[Measurement]:
+    folder = _harness_folder(wish)
+    for task in HARNESS if folder is None else folder_names(folder):
+        yield HarnessMeasurement(task, folder, wish.limit)
+
+
+def _harness_folder(wish: Wish) -> Path | None:
+    """The data folder's ``harness``, or the data folder itself where it has none."""
+    if wish.data_dir is None:
+        return None
+    inside = wish.data_dir / "harness"
+    return inside if inside.is_dir() else wish.data_dir
+
+
+def _checked(measurement: Measurement, subject: Subject) -> Measurement | Unavailable:
+    try:
+        measurement.check(subject)
+    except PlaitError as error:
+        return Unavailable(measurement.name, str(error))
+    return measurement
+
+
+def trained_options(subject: Subject, name: str) -> dict[str, Any]:
+    """The options of a task that the model was trained on, those of the latest part of a mixture; empty for others."""
+    data = subject.data
+    if data is None:
+        return {}
+    if data.task == name:
+        return {"length": data.length, **data.options}
+    parts = [part for part in data.mixture if part.task == name]
+    if not parts:
+        return {}
+    latest = max(parts, key=lambda part: part.end)
+    return {"length": latest.length or data.length, **latest.options}
+
+
+def _files(name: str, wish: Wish) -> dict[str, str]:
+    """Paths of a benchmark's files, where they lie under the data folder.
+
+    Raises:
+        DataError: an option that has no default is neither there nor given.
+    """
+    fields = {field.name: field for field in dataclasses.fields(catalog.get(name, "benchmark").load())}
+    found: dict[str, str] = {}
+    for option, places in {**DATA_FILES, **OWN_FILES.get(name, {})}.items():
+        if option not in fields or option in wish.options:
+            continue
+        present = [] if wish.data_dir is None else [wish.data_dir / place for place in places]
+        present = [path for path in present if path.exists()]
+        if present:
+            found[option] = str(present[0])
+        elif not fields[option].default or fields[option].default is dataclasses.MISSING:
+            raise DataError(
+                f"{name} needs its {option}: a data folder with {' or '.join(places)} (--data-dir), or a path "
+                f"(--option {option}=PATH)."
+            )
+    return found
