@@ -43,6 +43,21 @@ def test_states_are_those_after_each_context() -> None:
     torch.testing.assert_close(states[8], ops.linear_scan(*twice)[1])
 
 
+def test_a_running_sequence_leaves_the_state_that_it_starts_from() -> None:
+    token = Tokens(Shape(1, 1, 2, 8), "cpu")
+    start = torch.ones(1, 2, 8, 8)
+    for operation, (step, peers) in decode._recurrences().items():
+        if operation == "linear_scan":
+            continue
+        for run in (step, *peers.values()):
+            running = decode.Running(run, token, start)
+            with torch.no_grad():
+                running()
+            assert torch.equal(start, torch.ones(1, 2, 8, 8)), operation
+            assert running.state is not None
+            assert not torch.equal(running.state, start)
+
+
 def test_a_peer_with_another_result_stops_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     right = decode._recurrent_delta_rule()
 

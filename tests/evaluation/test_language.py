@@ -94,6 +94,13 @@ def test_perplexities_of_a_known_model(tokenizer: PreTrainedTokenizerFast, lengt
     assert found["bits_per_byte"] == pytest.approx(total / tokens / math.log(2), rel=1e-6)
 
 
+def test_a_text_begins_with_the_beginning_of_text_token() -> None:
+    begun = byte_tokenizer()
+    begun.bos_token = "<|pad|>"  # 257
+    found = text_perplexity(bigram(), begun, ["a"], length=8)
+    assert found["loss"] == pytest.approx(-TABLE.log_softmax(-1)[257, ord("a")].item(), rel=1e-6)
+
+
 @pytest.mark.parametrize(("length", "context"), [(50, 1), (7, 1), (7, 4)])
 def test_hits_are_repeated_bigrams_of_the_window(tokenizer: PreTrainedTokenizerFast, length: int, context: int) -> None:
     found = text_perplexity(bigram(), tokenizer, TEXTS[-1:], length=length, context=context)

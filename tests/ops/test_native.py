@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,51 @@ def test_any_split_equals_one_pass(decay: str, delta: bool) -> None:
         assert_equal([torch.cat(pieces, 1), state], whole, 1e-5, borders)
 
 
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_state_is_overwritten_only_by_leave_of_its_owner(delta: bool) -> None:
+    given = single(inputs(1, K=16, V=40, delta=delta))
+    kept = given.state.clone()
+    expected, after = given.run(backend="native")
+    assert torch.equal(given.state, kept)
+    assert after.data_ptr() != given.state.data_ptr()
+    for backend in ("reference", "torch"):  # leave need not be taken
+        given.run(backend=backend, overwrite_state=True)
+        assert torch.equal(given.state, kept)
+    o, same = given.run(backend="native", overwrite_state=True)
+    assert same is given.state
+    assert torch.equal(o, expected)
+    assert torch.equal(same, after)
+
+
+def test_a_state_that_autograd_may_keep_or_that_is_laid_out_otherwise_is_never_overwritten() -> None:
+    given = single(inputs(1, delta=True))
+    expected = given.run(backend="native")
+    for state in (given.state.clone().requires_grad_(), given.state.mT.contiguous().mT, given.state.double().float()):
+        allowed = state.is_contiguous() and not state.requires_grad
+        kept = state.detach().clone()
+        given.state = state
+        with torch.no_grad():
+            found = given.run(backend="native", overwrite_state=True)
+        assert_equal(list(found), list(expected), 1e-6)
+        assert torch.equal(state, kept) != allowed
+    leaves = single(inputs(1, delta=True)).leaves()
+    kept = leaves.state.detach().clone()
+    leaves.run(backend="native", overwrite_state=True)[0].sum().backward()
+    assert torch.equal(leaves.state, kept)
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="other processors are not slowed down by them"
+)
+def test_numbers_below_1e_38_count_as_zero_inside_and_as_before_outside() -> None:
+    """A fading state full of them would cost ten times the time."""
+    one = single(inputs(1, decay="none"))
+    one.state = torch.full_like(one.state, 1e-39)
+    one.k = torch.zeros_like(one.k)
+    assert one.run(backend="native")[1].abs().max() == 0
+    assert torch.tensor([1e-38]) * 0.1 > 0
+
+
 @pytest.mark.parametrize("decay", ["head", "channel"])
 def test_layouts(decay: str) -> None:
     """Strided, flipped and broadcast inputs, and a gradient that arrives strided."""
@@ -125,6 +171,17 @@ def test_only_the_output_or_only_the_state_is_used() -> None:
             loss = leaves.run(backend=backend)[index].square().sum()
             grads.append(list(torch.autograd.grad(loss, leaves.tensors(), materialize_grads=True)))
         assert_equal(grads[1], grads[0], 1e-5, index)
+
+
+@pytest.mark.parametrize("decay", ["head", "channel"])
+def test_a_decay_that_forgets_everything_has_no_gradient(decay: str) -> None:
+    """Exactly none, though it is found as a difference of large terms."""
+    given = single(inputs(40, decay=decay, delta=True))
+    given.log_decay[:, 23] = -torch.inf
+    leaves = given.leaves()
+    leaves.run(backend="native")[0].square().sum().backward()
+    assert leaves.log_decay.grad[:, 23].abs().max() == 0
+    assert leaves.log_decay.grad[:, 22].abs().min() > 0
 
 
 def test_only_states_are_kept_for_backward() -> None:
@@ -173,6 +230,11 @@ def test_threads_share_the_work_and_change_nothing() -> None:
         with ThreadPoolExecutor(4) as pool:
             for found in pool.map(lambda _: with_gradients(given, backend="native"), range(8)):
                 assert_equal(found, expected, 0.0)
+        one = single(inputs(1, K=192, V=200, delta=True))  # large enough for two threads
+        scan = [-torch.rand(1, 130, 2100), torch.rand(1, 130, 2100), torch.rand(1, 2100)]
+        two_threads = [*one.run(backend="native"), *scan_with_gradients(scan, backend="native")]
+        torch.set_num_threads(1)
+        assert_equal(two_threads, [*one.run(backend="native"), *scan_with_gradients(scan, backend="native")], 0.0)
     finally:
         torch.set_num_threads(1)
 
@@ -219,7 +281,7 @@ def scan_with_gradients(given: list[Tensor], **options: object) -> list[Tensor]:
     return [h.detach(), last.detach(), *torch.autograd.grad(loss, leaves)]
 
 
-@pytest.mark.parametrize("D", [1, 5, 16, 33, 600])
+@pytest.mark.parametrize("D", [1, 5, 16, 33, 600, 2100])
 def test_scan(D: int, generator: torch.Generator) -> None:
     for T, borders in ((1, None), (2, None), (130, None), (130, [0, 1, 2, 50, 130])):
         batch, states = (2, 2) if borders is None else (1, 4)

@@ -174,9 +174,11 @@ def chunked_channel_decay(chunk: int = 16) -> Peer:
         writing, fading = (k * (end - G).exp()).mT, end.exp().mT
         state = v.new_zeros(*writing.shape[:2], width, v.shape[-1])
         outputs = []
-        for n in range(q.shape[2]):
-            outputs.append(inside[:, :, n] + reading[:, :, n] @ state)
-            state = fading[:, :, n] * state + writing[:, :, n] @ v[:, :, n]
+        # unbind, since the gradient of an index is as large as the whole tensor
+        for parts in zip(*(x.unbind(2) for x in (inside, reading, fading, writing, v)), strict=True):
+            output, read, decay, write, value = parts
+            outputs.append(output + read @ state)
+            state = decay * state + write @ value
         return torch.cat(outputs, dim=2)[:, :, :length].transpose(1, 2)
 
     return Peer(f"PyTorch, chunks of {chunk}", function)
@@ -202,8 +204,8 @@ def chunked_scan(chunk: int = 16) -> Peer:
         inside = entered * (u * (-G).exp()).cumsum(2)
         state = u.new_zeros(u.shape[0], u.shape[3])
         outputs = []
-        for n in range(u.shape[1]):
-            outputs.append(inside[:, n] + entered[:, n] * state[:, None])
+        for output, decay in zip(inside.unbind(1), entered.unbind(1), strict=True):
+            outputs.append(output + decay * state[:, None])
             state = outputs[-1][:, -1]
         return torch.cat(outputs, dim=1)[:, :length]
 

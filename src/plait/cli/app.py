@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("plait.cli.evaluate", "Measure a model: loss, in-context recall, decode speed."),
     "compare": ("plait.cli.compare", "Compare two measured models on the same samples."),
     "generate": ("plait.cli.generate", "Continue a prompt with a model."),
+    "fixture": ("plait.cli.fixture", "Train a small model that solves recall tasks."),
     "import": ("plait.cli.import_model", "Take over a model of another library."),
     "export": ("plait.cli.export_model", "Write a model in another library's layout."),
     "study": ("plait.cli.study", "Run, plan and report a grid of trials."),

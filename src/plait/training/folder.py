@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import TrainingError
+from plait.fixtures import PREFIX, fixture_folder
 from plait.training.checkpoint import checkpoints, read_json, write_json
 from plait.training.config import RunConfig, validated
 
@@ -65,11 +66,14 @@ def read_run_file(folder: Path) -> RunConfig | None:
 
 
 def model_folder(path: str) -> str:
-    """The model that ``path`` names: of a finished run its ``model``, else ``path`` itself (a folder or a hub name).
+    """The model that ``path`` names: a shipped one (``fixture:NAME``), of a finished run its ``model``, else ``path``.
 
     Raises:
+        OptionError: no such fixture.
         TrainingError: a run that has not finished; the message names its last checkpoint.
     """
+    if path.startswith(PREFIX):
+        return str(fixture_folder(path.removeprefix(PREFIX)))
     folder = Path(path)
     if not (folder / RUN_FILE).exists() or (folder / "config.json").exists():
         return path

@@ -250,6 +250,9 @@ def test_memorization_has_one_mapping() -> None:
     assert max(seen.values()) <= 254
     assert (Memorization(mapping_seed=1).mapping != task.mapping).any()
     assert (task.mapping != np.sort(task.mapping)).any()
+    assert (
+        max(Memorization(mapping_seed=seed).mapping.max() for seed in range(5)) == 254
+    )  # no value is left out for good
 
 
 @pytest.mark.parametrize(
@@ -330,6 +333,15 @@ def test_a_limited_number_of_training_rows() -> None:
     assert endless[300]["input_ids"].tolist() != first[0]
     held_out = TaskDataset(Compression(examples=1), BLOCK + 2, 0, "test")
     assert held_out[0]["input_ids"].tolist() != held_out[1]["input_ids"].tolist()
+
+
+@pytest.mark.parametrize("length", [33, 64, 2048])
+def test_at_length(length: int) -> None:
+    for kind in (InContextRecall, NoisyRecall, Memorization):
+        assert kind(**kind.at_length(length)).length == length // 2 * 2
+    for kind in (FuzzyRecall, Compression, SelectiveCopying):
+        assert kind(**kind.at_length(length)).length == length
+    assert SelectiveCopying.at_length(256)["copied"] == 16
 
 
 def test_mad_score() -> None:

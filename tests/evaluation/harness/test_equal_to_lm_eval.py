@@ -33,6 +33,7 @@ PAIRS = [
     ("", "No context"),
     ("", "N"),
     ("<|endoftext|>Begins with a special token", " and goes on"),
+    ("<|bos|>Begins with the one that is added otherwise", " and goes on"),
     ("far too long " * 20, "for the model"),
     ("far too long " * 20, "for the model, and longer"),
     ("The cat sat on", " the mat"),  # the first again

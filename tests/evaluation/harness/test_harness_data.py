@@ -17,6 +17,7 @@ SHARED = Path(os.environ.get("PLAIT_SHARED_DATA", Path(__file__).parents[4] / "s
 NAMES = ["lambada_openai", "piqa", "arc_easy", "arc_challenge", "openbookqa", "winogrande", "copa"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no task files here; test_equal_to_lm_eval does the same with its own")
 @pytest.mark.parametrize("name", MODELS)
 def test_real_files(name: str) -> None:

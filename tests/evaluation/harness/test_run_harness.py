@@ -29,9 +29,13 @@ def test_results(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         print("heard", file=sys.stderr)
 
     result = run_harness(
-        llama(), byte_tokenizer(), ["copa", "arc_easy", "copa"], data_dir=write_rows(tmp_path), limit=2,
+        llama(),
+        byte_tokenizer(),
+        ["copa", "arc_easy", "copa"],
+        data_dir=write_rows(tmp_path),
+        limit=2,
         progress=progress,
-    )  # fmt: skip
+    )
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert list(result["tasks"]) == ["copa", "arc_easy"]
     arc = result["tasks"]["arc_easy"]
@@ -62,6 +66,8 @@ def test_standard_error_of_accuracy(tmp_path: Path) -> None:
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     model = llama().train()
+    random.seed(7)
+    np.random.seed(7)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     run_harness(model, byte_tokenizer(), ["copa"], data_dir=write_rows(tmp_path))
     assert model.training

@@ -36,7 +36,7 @@ def read(text: str, layout: str) -> tuple[dict[str, str], str]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_reader_of_the_page_scores_one(layout: str) -> None:
     task = Records(layouts=[layout], fields=20, sentences=30)
-    asked_fields = set()
+    asked_fields, depths = set(), set()
     for index in range(40):
         prompt = task.prompt(index, BYTES)
         found, asked = read(prompt.text, layout)
@@ -51,7 +51,9 @@ def test_a_reader_of_the_page_scores_one(layout: str) -> None:
         place = prompt.text.index(found[asked]) / len(prompt.text)
         assert abs(prompt.facts["depth"] / 100 - place) <= 0.126
         asked_fields.add(asked)
+        depths.add(prompt.facts["depth"])
     assert len(asked_fields) > 12
+    assert depths >= {0, 25, 50, 75}
 
 
 def test_layouts_take_turns() -> None:

@@ -83,7 +83,7 @@ class KeyValueWords(PromptTask):
             return self._text(records[:pairs], place), place
 
         def tokens(more: int) -> int:
-            return token_count(tokenizer, text(_FEWEST + more)[0])
+            return token_count(tokenizer, text(_FEWEST + more)[0]) + NEW_TOKENS
 
         pairs = self.pairs
         if pairs is None:

@@ -140,7 +140,8 @@ static void convolution_forward(void *job, int64_t index, float *unused) {
 /* d_x_s = sum_j weight_j d_y_{s-j};  d_weight_j = sum_t d_y_t x_{t+j} */
 static void convolution_backward(void *job, int64_t index, float *sums) {
     const convolution *g = job;
-    int64_t b = index / pieces_of(g->C, NARROW), first = index % pieces_of(g->C, NARROW) * NARROW, length = g->T + g->taps - 1;
+    int64_t b = index / pieces_of(g->C, NARROW), first = index % pieces_of(g->C, NARROW) * NARROW;
+    int64_t length = g->T + g->taps - 1;
     int64_t last = first + NARROW < g->C ? first + NARROW : g->C;
     const float *x = g->x + b * length * g->C, *d_y = g->d_y + b * g->T * g->C;
     memset(sums, 0, g->taps * NARROW * sizeof(float));
@@ -181,8 +182,8 @@ typedef struct {
 /* Vectors of columns that stay in registers together. */
 #define STRIPE 4
 
-/* The columns of one state from `first` on. `whole`, `delta` and `old` are constants where the call is expanded: whether
-   the stripe is full, whether there is something to erase, whether there is a state before. */
+/* The columns of one state from `first` on. Constants where the call is expanded: `whole`, the stripe is full; `delta`,
+   the rule erases; `old`, there is a state before. */
 static inline __attribute__((always_inline)) void step_stripe(const token *g, const float *q, const float *k,
                                                               const float *v, const float *decay, float match,
                                                               float beta, const float *before, float *after, float *o,

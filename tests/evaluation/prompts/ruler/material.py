@@ -15,8 +15,9 @@ from plait.evaluation.prompts import build_benchmark
 from plait.evaluation.prompts.ruler.base import Ruler
 
 ESSAY = (
-    "Mr. Smith writes about rivers, e.g. the Nile. Rivers carry sand to the sea! Does it settle?\n\nIt settles where the "
-    "water slows down.  Over many years it turns into stone, and the stone keeps the marks of the waves. "
+    "Mr. Smith writes about rivers, as Prof. Brown did. Rivers carry sand to the sea! Does it settle?\n\n"
+    "It settles where the water slows down.  Over many years it turns into stone, and the stone keeps the "
+    "marks of the waves. "
 )
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 WITH_ESSAYS = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")

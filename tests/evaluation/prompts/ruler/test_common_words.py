@@ -15,9 +15,9 @@ from plait.errors import DataError
 from plait.evaluation.prompts.ruler.words import all_words
 
 FRAME = (
-    "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that appear "
-    "most often.\n{0}\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 words that appear "
-    "most often in the list are:"
+    "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
+    "appear most often.\n{0}\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 words "
+    "that appear most often in the list are:"
 )
 
 
@@ -76,8 +76,8 @@ def test_a_length_that_needs_more_words_says_how_many(tmp_path: Path) -> None:
         task("cwe", length=needed).prompt(0, tokenizer())
     count = int(re.findall(r"about (\d+)", str(error.value))[0])
     file = tmp_path / "words.json"
-    file.write_text(json.dumps({str(number): f"extra{number:06d}" for number in range(2 * own)}))
+    file.write_text(json.dumps({str(number): f"extra{number:06d}" for number in range(4 * own)}))
     prompt = task("cwe", length=needed, more_words=str(file)).prompt(0, tokenizer())
-    assert own < prompt.facts["size"] <= 2 * own
+    assert own < prompt.facts["size"] <= 4 * own
     assert count == pytest.approx(prompt.facts["size"], rel=0.35)  # these words are longer
     assert all(word.startswith("extra") for word in prompt.references)

@@ -13,8 +13,8 @@ from plait.evaluation.prompts.base import Prompt
 
 FRAME = (
     "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared "
-    "coded words. {0}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most "
-    "frequently appeared words in the above coded text? Answer: According to the coded text above, the three most "
+    "coded words. {0}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three "
+    "most frequently appeared words in the above coded text? Answer: According to the coded text above, the three most "
     "frequently appeared words are:"
 )
 
@@ -46,9 +46,11 @@ def test_counts_by_hand() -> None:
     draft = task("fwe", length=8000).draft(0, 1000, tokenizer())
     counts = Counter(draft.question.split("coded words. ")[1].split("\n")[0].split(" "))
     assert [count for _, count in counts.most_common(4)] == [607, 151, 67, 37]
+    many = task("fwe", length=8000).draft(0, 100_000, tokenizer())
+    assert len(set(many.question.split("coded words. ")[1].split("\n")[0].split(" "))) == 159  # 7950 / 50
 
 
-@pytest.mark.parametrize("length", [2050, 4096, 9000])
+@pytest.mark.parametrize("length", [2050, 9000, *range(4096, 4496, 40)])
 def test_size_grows_in_steps_of_a_32nd_and_stops_below_the_limit(length: int) -> None:
     benchmark = task("fwe", length=length)
     room = length - 50
@@ -57,11 +59,9 @@ def test_size_grows_in_steps_of_a_32nd_and_stops_below_the_limit(length: int) ->
     assert benchmark.tokens(0, size, tokenizer()) < room <= benchmark.tokens(0, size + room // 32, tokenizer())
 
 
-@pytest.mark.parametrize("size", range(53, 3000))
-def test_rank_four_is_more_frequent_than_rank_five(size: int) -> None:
-    assert int(size / 16 / (math.pi**2 / 6)) > int(size / 25 / (math.pi**2 / 6))
-
-
-def test_below_53_words_the_answer_would_not_be_determined() -> None:
+def test_from_53_words_on_the_answer_is_determined() -> None:
+    """Rank 4 is more frequent than rank 5; with 52 words both stand once."""
+    for size in range(53, 3000):
+        assert int(size / 16 / (math.pi**2 / 6)) > int(size / 25 / (math.pi**2 / 6))
     assert int(52 / 16 / (math.pi**2 / 6)) == int(52 / 25 / (math.pi**2 / 6)) == 1
     assert task("fwe").smallest(0) == 53

@@ -9,6 +9,7 @@ import pytest
 from evaluation.prompts.ruler.material import NOISE, folder, task, tokenizer
 from plait.errors import OptionError
 from plait.evaluation.prompts.base import Prompt
+from plait.evaluation.prompts.ruler import niah
 from plait.evaluation.prompts.ruler.essays import sentences
 from plait.evaluation.prompts.ruler.niah import _DEPTHS
 
@@ -45,7 +46,7 @@ def split(prompt: Prompt) -> tuple[str, str, str]:
 def test_needles_and_references(name: str) -> None:
     haystack, needles, references, key_form, value_form = VARIANTS[name]
     for prompt in prompts(name):
-        first, context, last = split(prompt)
+        _, context, last = split(prompt)
         found = NEEDLE.findall(context)
         size = prompt.facts["size"]
         assert len(found) == needles + (size if haystack == "needle" else 0)
@@ -118,24 +119,27 @@ def test_noise_is_one_paragraph_a_line() -> None:
 def test_essay_needles_stand_between_sentences_at_the_depths() -> None:
     """Without the needles, the sentences are those of the first n words, in their order."""
     essays = str(folder() / "essays")
-    for prompt in prompts("niah_multikey_1"):
+    benchmark = task("niah_multikey_1", length=20_000)
+    for prompt in [benchmark.prompt(index, tokenizer()) for index in range(5)]:
         context = split(prompt)[1]
         text = sentences(essays, int(prompt.facts["size"]))
-        allowed = {int(len(text) * (depth / 100)) for depth in _DEPTHS}
         parts = NEEDLE.sub("\0", context).split("\0")
-        assert [" ".join(part.split()) for part in [" ".join(parts)]] == [" ".join(text)]
-        before = 0
-        for part in parts[:-1]:
-            before += sum(
-                1 for _ in filter(None, re.split(r"(?<=[.!?]) (?=[A-Z])", part.replace("Mr. ", "Mr.").strip()))
-            )
-            assert before in allowed
+        assert " ".join(" ".join(parts).split()) == " ".join(text)
+        allowed = {" ".join(text[: int(len(text) * (depth / 100))]) for depth in _DEPTHS}
+        for needles in range(1, 5):
+            assert " ".join(" ".join(parts[:needles]).split()) in allowed
 
 
 def test_depths_are_forty_rounded_points() -> None:
     assert _DEPTHS[:5] == [0, 3, 5, 8, 10]
     assert _DEPTHS[-2:] == [97, 100]
     assert len(_DEPTHS) == len(set(_DEPTHS)) == 40
+
+
+def test_no_key_stands_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(niah._MAKERS, "words", lambda rng: f"few-{rng.randrange(40)}")
+    context = task("niah_multikey_2").draft(0, 35, tokenizer()).question
+    assert len({key for _, key, _ in NEEDLE.findall(context)}) == 36
 
 
 def test_depth_is_where_the_first_needle_asked_for_begins() -> None:

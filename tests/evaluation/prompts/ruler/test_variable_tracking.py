@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -49,8 +50,12 @@ def test_prompt_word_by_word(prompts: list[Prompt]) -> None:
         assert f"Question: {question}" == said
 
         context, question = rest.split("\nQuestion: ")
-        names, value, _ = chain(context)
+        names, value, places = chain(context)
         assert [len(name) for name in names] == [5] * 5
+        assert (
+            min(after - before for before, after in pairwise(places)) >= 2
+        )  # noise between any two, and after the last
+        assert places[-1] < len(context.split("\n")) - 1
         assert f"Question: {question}" == f"{QUESTION}{ANSWER}".format(value)
         assert prompt.references == tuple(names)
         assert len(set(names)) == 5
@@ -77,14 +82,16 @@ def test_the_example_fills_500_tokens() -> None:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wide = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="[EOS]")
 
-    def example(tokenizer: PreTrainedTokenizerFast, length: int) -> str:
-        text = task("vt", length=length).prompt(0, tokenizer).text
+    def example(tokenizer: PreTrainedTokenizerFast, length: int, index: int = 0) -> str:
+        text = task("vt", length=length).prompt(index, tokenizer).text
         return BEGIN + text.split(BEGIN)[1].split("they are: ")[0] + "they are: "
 
     found = example(wide, 3000)
     size = found.count(NOISE)
     assert len(found.split()) <= 500 < len(found.split()) + len(NOISE.split())
     assert size > 15
+    places = {tuple(chain(example(wide, 3000, i)[len(BEGIN) :].split("\nQuestion: ")[0])[2]) for i in range(4)}
+    assert len(places) == 1
     assert example(tokenizer(), 2600).count(NOISE) == 5
 
 

@@ -49,6 +49,11 @@ class Memorization(MadTask):
         self._too_small("vocab_size", 3, "a key, a value and the mark")
         self._too_small("mapping_seed", 0, "a seed")
 
+    @classmethod
+    def at_length(cls, length: int) -> dict[str, Any]:
+        """The even length next below."""
+        return {"length": length - length % 2}
+
     @property
     def mapping(self) -> npt.NDArray[np.int32]:
         """The value of each key."""

@@ -65,6 +65,11 @@ class InContextRecall(MadTask):
         self._too_small("length", 4, "a pair and its query")
         self._too_small("vocab_size", self.noise_vocab_size + 2, "a key and a value")
 
+    @classmethod
+    def at_length(cls, length: int) -> dict[str, Any]:
+        """The even length next below."""
+        return {"length": length - length % 2}
+
     @property
     def _content(self) -> int:
         """Ids of keys and values."""

@@ -49,6 +49,11 @@ class SelectiveCopying(MadTask):
         self._too_small("length", 2 * self.copied + 2, f"copied={self.copied}")
         self._too_small("vocab_size", 3, "content, blank and mark")
 
+    @classmethod
+    def at_length(cls, length: int) -> dict[str, Any]:
+        """One token in 16 is to be copied, as in the baseline."""
+        return {"length": length, "copied": max(1, length // 16)}
+
     @property
     def chance(self) -> float:
         """One of the ids of content."""
