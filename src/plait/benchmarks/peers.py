@@ -127,9 +127,9 @@ def lightning(log_decay: Tensor, width: int, dtype: torch.dtype) -> Peer:
     layer: Any = MiniMaxLightningAttention(config, layer_idx=0)
     layer.qkv_proj, layer.norm, layer.out_proj, layer.act_fn = (nn.Identity() for _ in range(4))
     layer.output_gate = _OpenGate()
-    layer.slope_rate = -log_decay[:, None, None]
+    layer.slope_rate = -log_decay.cpu()[:, None, None]  # the layer makes its factors on the CPU
     layer.query_decay, layer.key_decay, layer.diagonal_decay = layer.decay_factors(layer.slope_rate)
-    layer.to(dtype)
+    layer.to(log_decay.device, dtype)
 
     def pack(inputs: Inputs) -> Inputs:
         q, k, v = inputs[:3]

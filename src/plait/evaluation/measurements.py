@@ -19,6 +19,7 @@ from plait.evaluation.batching import Batches
 from plait.evaluation.intervals import score_interval
 from plait.evaluation.prompts.base import PromptTask
 from plait.evaluation.subject import Subject
+from plait.models.heads import AutoencoderForCompression
 
 #: Logits of one forward pass: at most so many numbers.
 _LOGITS = 1 << 26
@@ -104,6 +105,11 @@ class TaskMeasurement(Measurement):
         return {"task": type(self.task).__name__, "samples": self.samples, **asdict(self.task)}  # type: ignore[call-overload]
 
     def check(self, subject: Subject) -> None:
+        if self.task.autoencoder != isinstance(subject.model, AutoencoderForCompression):
+            raise OptionError(
+                f"{self.label} and {subject.name} do not fit: an auto-encoder task needs a model trained on one, whose "
+                "answers cannot be read off the input."
+            )
         if self.task.vocab_size > subject.vocab_size:
             raise OptionError(
                 f"{self.label} has {self.task.vocab_size} ids and {subject.name} knows {subject.vocab_size}: "

@@ -43,7 +43,8 @@ class Segment:
     def copy(self) -> Segment:
         """An independent copy."""
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__)
+        for name, value in vars(self).items():
+            setattr(twin, name, value)
         for name, tensor in self.tensors():
             setattr(twin, name, tensor.clone())
         return twin

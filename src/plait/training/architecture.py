@@ -12,7 +12,7 @@ from plait.training.config import RunConfig
 
 
 def build_model_config(
-    config: RunConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None = None
+    config: RunConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None = None, length: int | None = None
 ) -> PlaitConfig:
     """The model's configuration; builds no tensor.
 
@@ -20,6 +20,7 @@ def build_model_config(
         config: the run.
         vocab_size: rows of the embedding.
         tokenizer: gives the ids of its special tokens.
+        length: tokens of the longest row; None: the section's.
 
     Raises:
         OptionError: a ratio, layer type or option that does not fit; the message names it.
@@ -43,6 +44,6 @@ def build_model_config(
         tie_word_embeddings=model.tie_word_embeddings,
         initializer_range=model.initializer_range,
         embedding_range=model.embedding_range,
-        max_position_embeddings=config.data.length,
+        max_position_embeddings=length or config.data.length,
         **{key: getattr(tokenizer, key) for key in special if tokenizer is not None},
     )

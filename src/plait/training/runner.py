@@ -147,7 +147,7 @@ def build_model(config: RunConfig, bundle: DataBundle) -> PlaitPreTrainedModel:
     if len(autoencoder) > 1:
         raise OptionError("data.mixture: an auto-encoder task, such as mad_compression, mixes with no other kind.")
     kind = AutoencoderForCompression if autoencoder == {True} else PlaitForCausalLM
-    model_config = build_model_config(config, bundle.vocab_size, bundle.tokenizer)
+    model_config = build_model_config(config, bundle.vocab_size, bundle.tokenizer, bundle.length)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         return kind(model_config)
