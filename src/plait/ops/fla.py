@@ -6,7 +6,12 @@ accumulation (TF32 for fp32 inputs), so they agree with the other backends to th
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 
@@ -18,6 +23,34 @@ def refuses(v: Tensor, key_width: int = 0) -> str | None:
         return "its kernels have no fp64"
     if key_width > 256:
         return f"its kernels take key widths up to 256, not {key_width}"
+    return None
+
+
+def refuses_gradient(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, log_decay: Tensor | None, state: Tensor | None
+) -> str | None:
+    """Why fla's backward cannot serve this call, or None.
+
+    Its kernels with one decay a head share a backward that some versions of Triton compile wrongly on Hopper chips, and
+    that fla 0.6 therefore refuses to run.
+    """
+    needed = [x for x in (q, k, v, beta, log_decay, state) if x is not None and x.requires_grad]
+    if not (needed and torch.is_grad_enabled()) or (log_decay is not None and log_decay.dim() == 4):
+        return None
+    if beta is None:
+        gated = log_decay is not None and (log_decay.dim() == 3 or log_decay.requires_grad)
+    else:
+        gated = log_decay is not None or v.dtype == torch.float32
+    return _wrong_on_hopper() if gated else None
+
+
+@cache
+def _wrong_on_hopper() -> str | None:
+    if torch.cuda.get_device_capability()[0] != 9 or find_spec("tilelang") is not None:
+        return None
+    installed = version("triton")
+    if Version("3.4") <= Version(installed) < Version("3.7.1"):
+        return f"Triton {installed} compiles fla's backward wrongly on this chip; pip install 'triton>=3.7.1'"
     return None
 
 

@@ -184,6 +184,8 @@ def _attend(
     if chosen == "fla":
         from plait.ops import fla
 
+        chosen = _unless(fla.refuses_gradient(q, k, v, beta, log_decay, state), chosen, backend)
+    if chosen == "fla":
         return fla.attend(q, k, v, beta, log_decay, scale, state, cu_seqlens)
     if chosen == "native":
         return native.attend(q, k, v, beta, log_decay, scale, state, cu_seqlens, chunk_size, overwrite_state)
@@ -214,6 +216,11 @@ def _backend(name: str, key_width: int, first: Tensor, *others: Tensor | None) -
         reason = fla.refuses(first, key_width)
     else:
         return chosen
+    return _unless(reason, chosen, name)
+
+
+def _unless(reason: str | None, chosen: str, name: str) -> str:
+    """``chosen`` where nothing speaks against it; ``torch`` where something does and the user left the choice."""
     if reason is None:
         return chosen
     if name == "auto" and not dispatch.overridden():

@@ -37,12 +37,16 @@ class Track(Sections):
     """One thing that every configuration is trained on and measured by; its sections override ``base``.
 
     Args:
-        kind: ``lm`` (loss on held-out text) or ``recall`` (accuracy of associative recall).
+        kind: ``lm`` (loss on held-out text), ``recall`` (accuracy of associative recall) or ``task`` (accuracy of
+            whatever tasks it is trained on).
         seeds: seeds of this track, instead of the study's.
+        learnt: accuracy that the transformer must reach for the track to prove anything, instead of the study's
+            threshold; for a task, None asks for nothing.
     """
 
-    kind: Literal["lm", "recall"]
+    kind: Literal["lm", "recall", "task"]
     seeds: list[int] | None = None
+    learnt: Fraction | None = None
 
 
 class Override(Strict):
@@ -61,7 +65,7 @@ class Thresholds(Strict):
     """What the guard and the recommendation compare with; all are fixed before the study runs.
 
     Args:
-        learnt: recall that the transformer must reach for a recall track to prove anything.
+        learnt: accuracy that the transformer must reach for a track of recall or of a task to prove anything.
         loss_tolerance: a recommended configuration's loss is at most this fraction above the best loss.
         recall_tolerance: its mean recall is at most this far below the transformer's.
     """
@@ -78,7 +82,7 @@ class StudyFile(Strict):
         name: name of the study and of its folder under ``runs/``.
         description: a sentence for the report.
         base: sections that all trials share.
-        tracks: what is learnt and measured, by name; at most one of each kind.
+        tracks: what is learnt and measured, by name; at most one of ``lm`` and ``recall`` each.
         grid: dotted key -> values; ``mixers`` and ``ratios`` are short for ``model.mixer`` and ``model.ratio``.
         transformer: add a transformer of the same sizes once, as the baseline.
         seeds: every configuration is trained once per seed.
@@ -126,7 +130,7 @@ def parse_study(values: Any, source: str) -> StudyFile:
     """
     if not isinstance(values, dict):
         raise OptionError(f"{source}: a study file is a mapping with 'name', 'tracks' and 'grid'.")
-    study = validated(StudyFile, values, source)
+    study = _with_thresholds(validated(StudyFile, values, source))
     if not _NAME.fullmatch(study.name):
         raise OptionError(f"{source}: name = {study.name!r}: use letters, digits, '.', '_' and '-' only.")
     _check_tracks(study, source)
@@ -145,15 +149,41 @@ def load_study(path: Path) -> StudyFile:
     return parse_study(read_yaml(path), str(path))
 
 
+def _with_thresholds(study: StudyFile) -> StudyFile:
+    """Each track with its own ``learnt``, so that a stored study tells None, which asks for nothing, from absent."""
+    tracks = {
+        name: track
+        if track.kind == "lm" or "learnt" in track.model_fields_set
+        else track.model_copy(update={"learnt": study.thresholds.learnt})
+        for name, track in study.tracks.items()
+    }
+    return study.model_copy(update={"tracks": tracks})
+
+
 def _check_tracks(study: StudyFile, source: str) -> None:
     if not study.tracks:
         raise OptionError(f"{source}: tracks is empty; name at least one, such as 'lm: {{kind: lm, data: ...}}'.")
     kinds = [track.kind for track in study.tracks.values()]
-    for kind in set(kinds):
+    for kind in ("lm", "recall"):
         if kinds.count(kind) > 1:
             raise OptionError(
                 f"{source}: tracks holds {kinds.count(kind)} tracks of kind {kind!r}; "
-                "a study has at most one of each kind."
+                "a study has at most one of them, and any number of kind 'task'."
+            )
+    for name, track in study.tracks.items():
+        if track.kind == "task" and not _NAME.fullmatch(name):
+            raise OptionError(
+                f"{source}: tracks.{name}: a track of kind 'task' names a column; use letters, digits, '.', '_' and "
+                "'-' only."
+            )
+        if track.kind == "lm" and track.learnt is not None:
+            raise OptionError(
+                f"{source}: tracks.{name}.learnt = {track.learnt:g}: a track of kind 'lm' has no accuracy; drop it."
+            )
+        if track.kind == "recall" and track.learnt is None:
+            raise OptionError(
+                f"{source}: tracks.{name}.learnt = None: the recommendation rests on recall, so it needs a threshold; "
+                "only a track of kind 'task' may go without."
             )
     for where, seeds in [("seeds", study.seeds)] + [(f"tracks.{n}.seeds", t.seeds) for n, t in study.tracks.items()]:
         if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):

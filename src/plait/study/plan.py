@@ -12,6 +12,7 @@ from plait.errors import OptionError
 from plait.study.architecture import Architecture
 from plait.study.file import StudyFile
 from plait.study.trials import Trial
+from plait.training.config import DataSection
 
 #: Bytes per parameter: fp32 weight, gradient and the two moments of AdamW.
 PARAMETER_BYTES, GRADIENT_BYTES, OPTIMISER_BYTES = 4, 4, 8
@@ -137,8 +138,15 @@ def _activations(trial: Trial, layers: int, length: int) -> int:
 
 
 def _sizes(study: StudyFile, trial: Trial) -> tuple[int, int]:
-    """Vocabulary and tokens per sequence."""
+    """Vocabulary and tokens per sequence; of a mixture the largest."""
     data = trial.config.data
+    own = [part.model_dump(exclude={"weight", "start", "end"}, exclude_none=True) for part in data.mixture]
+    sources = [data.model_copy(update={"mixture": [], **part}) for part in own] or [data]
+    vocabularies, lengths = zip(*(_source_sizes(study, trial, source) for source in sources), strict=True)
+    return max(vocabularies), max(lengths)
+
+
+def _source_sizes(study: StudyFile, trial: Trial, data: DataSection) -> tuple[int, int]:
     if data.task is not None:
         from plait.data import build
 

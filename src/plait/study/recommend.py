@@ -17,22 +17,28 @@ def recommend(
     The rule. A configuration qualifies if (1) its recall interval does not lie below the transformer's and its mean
     recall is at most ``recall_tolerance`` below the transformer's mean, and (2) its mean loss is at most
     ``loss_tolerance`` above the lowest. Among those, the one with the fewest cache bytes at the longest context of
-    the study is recommended; ties go to the higher recall, then to the lower loss. A study with one track applies
-    its half of the rule. A recall track that the transformer did not learn gives no recommendation.
+    the study is recommended; ties go to the higher recall, then to the lower loss. A study with one of the two tracks
+    applies its half of the rule. A recall track that the transformer did not learn gives no recommendation. Tracks of
+    tasks have no say.
 
     Args:
         study: holds the thresholds and contexts.
         configurations: what was measured.
-        guards: of the recall tracks.
+        guards: of the tracks; only that of recall matters here.
         complete: whether every trial has finished; the text says so if not.
 
     Returns:
         At most two sentences, with figures.
     """
-    void = next((guard for guard in guards if not guard.learnt), None)
+    void = next((guard for guard in guards if guard.metric == "recall" and not guard.learnt), None)
     if void is not None:
         return Recommendation(key=None, sentences=[f"No recommendation: {_lower(void.message)}"])
     lm, recall = study.track_of("lm") is not None, study.track_of("recall") is not None
+    if not (lm or recall):
+        return Recommendation(
+            key=None,
+            sentences=["No recommendation: the rule compares loss and recall, and the study has no such track."],
+        )
     needed = [name for name, wanted in (("loss", lm), ("recall", recall)) if wanted]
     measured = [one for one in configurations if all(name in one.metrics for name in needed)]
     if not measured:

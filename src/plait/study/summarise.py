@@ -14,6 +14,7 @@ from plait.study.architecture import Architecture
 from plait.study.claims import paper_claims
 from plait.study.file import StudyFile
 from plait.study.recommend import recommend
+from plait.study.scores import suite_metrics, task_metrics
 from plait.study.statistics import interval, pareto, scaled
 from plait.study.store import LOG, Store
 from plait.study.summary import Configuration, Curve, FailedTrial, Guard, Interval, StudySummary
@@ -95,7 +96,7 @@ def _configuration(study: StudyFile, key: str, group: list[Finished]) -> Configu
     model, architecture = deployed.trial.config.model, Architecture.of(deployed.trial.config)
     metrics: dict[str, Interval] = {}
     for track in by_track.values():
-        metrics |= _lm_metrics(track) if track[0].trial.kind == "lm" else _recall_metrics(track)
+        metrics |= _track_metrics(track)
     return Configuration(
         key=key,
         mixer=model.mixer if model.layer_types is None else "+".join(dict.fromkeys(model.layer_types)),
@@ -110,6 +111,15 @@ def _configuration(study: StudyFile, key: str, group: list[Finished]) -> Configu
         seeds={name: [one.trial.seed for one in track] for name, track in by_track.items()},
         fields=deployed.trial.fields,
     )
+
+
+def _track_metrics(track: list[Finished]) -> dict[str, Interval]:
+    """What a track measures by its kind, and its suites."""
+    trial, evaluations = track[0].trial, [one.evaluation for one in track]
+    suites = suite_metrics(trial.track, evaluations)
+    if trial.kind == "task":
+        return task_metrics(trial.track, evaluations) | suites
+    return (_lm_metrics(track) if trial.kind == "lm" else _recall_metrics(track)) | suites
 
 
 def _lm_metrics(track: list[Finished]) -> dict[str, Interval]:
@@ -177,32 +187,41 @@ def _front(configurations: Iterable[Configuration], context: int) -> list[str]:
 
 
 def _guards(study: StudyFile, configurations: Sequence[Configuration]) -> list[Guard]:
-    """Whether a transformer learnt each recall track; of several the best counts."""
-    threshold = study.thresholds.learnt
-    guards = []
-    for track, section in study.tracks.items():
-        if section.kind != "recall":
-            continue
-        baselines = [one for one in configurations if one.ratio == "full" and "recall" in one.metrics]
-        best = max(baselines, key=lambda one: one.metrics["recall"].mean, default=None)
-        accuracy = best.metrics["recall"].mean if best else None
-        learnt = accuracy is not None and accuracy >= threshold
-        if accuracy is None:
-            message = f"Track {track!r} has no finished transformer, so nothing shows that it can be learnt."
-        elif learnt:
-            message = (
-                f"The transformer learnt track {track!r}: recall {accuracy:.3f}, at least {threshold:g} was asked for."
-            )
-        else:
-            message = (
-                f"The transformer did not learn track {track!r} (recall {accuracy:.3f}, {threshold:g} was asked for), "
-                "so its results say nothing about mixers; train longer or make the task easier."
-            )
-        name = best.key if best else "transformer"
-        guards.append(
-            Guard(track=track, baseline=name, accuracy=accuracy, threshold=threshold, learnt=learnt, message=message)
+    """Whether a transformer learnt each track that has a threshold; of several the best counts."""
+    metrics = {name: "recall" if track.kind == "recall" else f"task:{name}" for name, track in study.tracks.items()}
+    return [
+        _guard(name, metrics[name], track.learnt, configurations)
+        for name, track in study.tracks.items()
+        if track.learnt is not None
+    ]
+
+
+def _guard(track: str, metric: str, threshold: float, configurations: Sequence[Configuration]) -> Guard:
+    baselines = [one for one in configurations if one.ratio == "full" and metric in one.metrics]
+    best = max(baselines, key=lambda one: one.metrics[metric].mean, default=None)
+    accuracy = best.metrics[metric].mean if best else None
+    learnt = accuracy is not None and accuracy >= threshold
+    what = "recall" if metric == "recall" else "accuracy"
+    if accuracy is None:
+        message = f"Track {track!r} has no finished transformer, so nothing shows that it can be learnt."
+    elif learnt:
+        message = (
+            f"The transformer learnt track {track!r}: {what} {accuracy:.3f}, at least {threshold:g} was asked for."
         )
-    return guards
+    else:
+        message = (
+            f"The transformer did not learn track {track!r} ({what} {accuracy:.3f}, {threshold:g} was asked for), "
+            "so its results say nothing about mixers; train longer or make the task easier."
+        )
+    return Guard(
+        track=track,
+        metric=metric,
+        baseline=best.key if best else "transformer",
+        accuracy=accuracy,
+        threshold=threshold,
+        learnt=learnt,
+        message=message,
+    )
 
 
 def _failed(store: Store, trial: Trial) -> FailedTrial:

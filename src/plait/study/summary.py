@@ -10,13 +10,17 @@ Verdict = Literal["holds", "does not hold", "inconclusive"]
 
 
 class Interval(BaseModel):
-    """A mean with a 95 % interval (``statistics.interval``), over ``n`` seeds, or over batches when there is one."""
+    """A mean with a 95 % interval (``statistics.interval``), over ``n`` seeds, or over batches when there is one.
+
+    ``chance`` is what a uniform guess scores, for accuracies of which that is known.
+    """
 
     mean: float
     low: float
     high: float
     n: int
     over: Literal["seeds", "batches", "none"]
+    chance: float | None = None
 
 
 class Configuration(BaseModel):
@@ -29,7 +33,9 @@ class Configuration(BaseModel):
         parameters: trainable parameters, by track.
         cache_bytes: bytes held by one sequence at each context length (computed from ``cost``).
         metrics: by name. LM track: ``loss``, ``bits_per_byte``, ``ar_loss``, ``other_loss``; recall track:
-            ``recall`` (mean over settings) and ``recall@LENGTHxPAIRS``; speed: ``decode@CONTEXT`` in tokens/s.
+            ``recall`` (mean over settings) and ``recall@LENGTHxPAIRS``; a track of tasks: ``task:TRACK`` (mean over
+            its tasks) and ``task:TRACK@TASK``; suites of any track: ``suite:TRACK@NAME, UNIT``; speed:
+            ``decode@CONTEXT`` in tokens/s.
         seeds: seeds by track.
         fields: further grid fields by dotted key.
     """
@@ -58,9 +64,10 @@ class Curve(BaseModel):
 
 
 class Guard(BaseModel):
-    """Whether the transformer learnt a recall track; if not, that track proves nothing."""
+    """Whether the transformer learnt a track by its ``metric``; if not, that track proves nothing."""
 
     track: str
+    metric: str = "recall"
     baseline: str
     accuracy: float | None
     threshold: float

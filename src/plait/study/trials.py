@@ -13,7 +13,7 @@ from typing import Any
 
 from plait.errors import OptionError
 from plait.study.file import ARCHITECTURE_AXES, StudyFile, Track
-from plait.training.config import RunConfig, validated
+from plait.training.config import DataSection, RunConfig, validated
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Trial:
 
     Args:
         track: name of the track.
-        kind: ``lm`` or ``recall``.
+        kind: ``lm``, ``recall`` or ``task``.
         key: label of the configuration, the same for all its tracks and seeds.
         seed: of the weights and of the data's order.
         config: the whole resolved run.
@@ -121,11 +121,25 @@ def _resolve(study: StudyFile, track_name: str, point: Mapping[str, Any], seed: 
         if _matches(matched, override.when):
             _assign_all(values, override.set)
     _normalise(values["model"])
-    config = validated(RunConfig, {"name": study.name, "seed": seed, **values}, f"{source}, track {track_name!r}")
+    where = f"{source}, track {track_name!r}"
+    config = validated(RunConfig, {"name": study.name, "seed": seed, **values}, where)
+    _check_data(track.kind, config.data, where)
     key, fields = _label(config, [axis for axis in study.axes if axis not in ("model.mixer", "model.ratio")])
     name = re.sub(r"[^A-Za-z0-9._=-]+", "-", f"{study.name} {track_name} {key} seed {seed}")  # it may name a file
     config = config.model_copy(update={"name": name})
     return Trial(track_name, track.kind, key, seed, config, fields)
+
+
+def _check_data(kind: str, data: DataSection, where: str) -> None:
+    """Raise :class:`OptionError` where what is learnt to the end holds nothing that the track measures."""
+    sources = [part for part in data.mixture if part.end == 1] or [data]
+    fits, wanted = {
+        "lm": (any(source.corpus is not None for source in sources), "a corpus"),
+        "recall": (any(source.task == "mqar" for source in sources), "the task mqar"),
+        "task": (any(source.task is not None for source in sources), "a task"),
+    }[kind]
+    if not fits:
+        raise OptionError(f"{where}: a track of kind {kind!r} needs {wanted} in its data, to the end of the training.")
 
 
 def _normalise(model: dict[str, Any]) -> None:
