@@ -1,4 +1,4 @@
-"""Writes what the documentation repeats from the code: the table of methods, the lists of public names.
+"""Writes what the documentation repeats from the code: the tables of methods, the lists of public names.
 
 ``python docs/tables.py`` rewrites the text between the markers; a test fails when that text is out of date.
 """
@@ -6,45 +6,177 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from plait import catalog
+from plait.catalog import Method
+from plait.evaluation.suites import SUITES
+from plait.fixtures import shipped
+from plait.fixtures.build import SCORES_FILE
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("plait.ops", "plait.nn", "plait.mixers", "plait.models", "plait.data", "plait.training", "plait.evaluation")
+PACKAGES = (
+    "plait.options",
+    "plait.ops",
+    "plait.nn",
+    "plait.mixers",
+    "plait.models",
+    "plait.models.heads",
+    "plait.models.checkpoints",
+    "plait.data",
+    "plait.data.tasks",
+    "plait.training",
+    "plait.evaluation",
+    "plait.evaluation.subject",
+    "plait.evaluation.suites",
+    "plait.evaluation.measurements",
+    "plait.evaluation.batching",
+    "plait.evaluation.session",
+    "plait.evaluation.compare",
+    "plait.evaluation.intervals",
+    "plait.evaluation.language",
+    "plait.evaluation.prompts",
+    "plait.evaluation.harness",
+    "plait.fixtures",
+    "plait.fixtures.build",
+)
+
+#: Module, or package, of tasks or benchmarks -> their page in docs/tasks.
+PAGES = {
+    "plait.data.tasks.mqar": "recall",
+    "plait.data.tasks.key_value": "recall",
+    "plait.data.tasks.lag": "recall",
+    "plait.data.tasks.niah": "niah",
+    "plait.data.tasks.variable_tracking": "niah",
+    "plait.data.tasks.mad": "mad",
+    "plait.data.tasks.state_tracking": "state-tracking",
+    "plait.data.tasks.word_problems": "state-tracking",
+    "plait.data.tasks.list_ops": "long-range-arena",
+    "plait.data.tasks.pixels": "long-range-arena",
+    "plait.evaluation.prompts.ruler": "ruler",
+    "plait.evaluation.prompts.needle": "needle",
+    "plait.evaluation.prompts.passkey": "passkey",
+    "plait.evaluation.prompts.based_recall": "recall-suite",
+    "plait.evaluation.prompts.key_value_words": "recall-suite",
+    "plait.evaluation.prompts.records": "recall-suite",
+    "plait.evaluation.prompts.longbench": "longbench",
+}
 
 
-def methods_table() -> str:
-    """The catalogue as a Markdown table; methods of other packages, found by entry point, are left out."""
-    lines = ["| name | kind | method | paper | decoding state |", "| --- | --- | --- | --- | --- |"]
-    for method in catalog.methods():
-        if method.target.startswith("plait."):
-            paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})"
-            lines.append(f"| `{method.name}` | {method.kind} | {method.title} | {paper} | {method.state or '-'} |")
-    return "\n".join(lines)
+def methods(*kinds: str) -> list[Method]:
+    """The catalogue's methods of these kinds; those of other packages, found by entry point, are left out."""
+    return [method for kind in kinds for method in catalog.methods(kind) if method.target.startswith("plait.")]
+
+
+def paper(number: str) -> str:
+    """A link to an arXiv number, any other source as it stands, ``-`` for none."""
+    return f"[{number}](https://arxiv.org/abs/{number})" if re.fullmatch(r"\d{4}\.\d{4,5}", number) else number or "-"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
+
+
+def mixers_table() -> str:
+    """Every mixer, one a line."""
+    rows = [[f"`{one.name}`", one.title, paper(one.paper), one.state] for one in methods("mixer")]
+    return table(["mixer", "method", "paper", "decoding state"], rows)
+
+
+def families_table() -> str:
+    """Tasks and benchmarks, one page of their documentation a line."""
+    families: dict[str, list[Method]] = {}
+    for method in methods("task", "benchmark"):
+        families.setdefault(page_of(method), []).append(method)
+    rows = []
+    for page, members in families.items():
+        kind = {"task": "token ids", "benchmark": "words"}[members[0].kind]
+        papers = dict.fromkeys(paper(one.paper) for one in members)
+        names = ", ".join(f"`{one.name}`" for one in members)
+        rows.append([f"[{title_of(page)}](docs/tasks/{page}.md)", names, kind, ", ".join(papers)])
+    return table(["page", "names", "in", "papers"], rows)
+
+
+def measures_table(kind: str) -> str:
+    """Every task or every benchmark, one a line, with the suites that measure it."""
+    place = {"task": 0, "benchmark": 1}[kind]
+    rows = []
+    for one in methods(kind):
+        suites = ", ".join(f"`{suite}`" for suite, names in SUITES.items() if one.name in names[place]) or "-"
+        page = page_of(one)
+        rows.append([f"`{one.name}`", one.title, paper(one.paper), suites, f"[{title_of(page)}](tasks/{page}.md)"])
+    return table([kind, "asks", "paper", "suites", "page"], rows)
+
+
+def scores_table() -> str:
+    """What the shipped fixtures score, from the files beside their weights."""
+    records = {
+        name: json.loads((folder / SCORES_FILE).read_text(encoding="utf-8")) for name, folder in shipped().items()
+    }
+    rows = []
+    for scores in zip(*(record["scores"] for record in records.values()), strict=True):
+        name, _, options = scores[0]["name"].partition(" length=")
+        cells = [f"{one['score']:.4g} ({one['low']:.4g} to {one['high']:.4g})" for one in scores]
+        rows.append([f"`{name}`, {options.split()[0]} tokens", scores[0]["metric"], *cells])
+    return table(["measured", "metric", *(f"`{name}`" for name in records)], rows)
+
+
+def page_of(method: Method) -> str:
+    """The page on a task or benchmark."""
+    module = method.target.partition(":")[0]
+    found = [page for place, page in PAGES.items() if module == place or module.startswith(f"{place}.")]
+    if not found:
+        raise SystemExit(f"{module} has no page: write one in docs/tasks and name it in PAGES of docs/tables.py.")
+    return found[0]
+
+
+def title_of(page: str) -> str:
+    """The heading of a page in docs/tasks, up to its colon."""
+    text = (ROOT / "docs" / "tasks" / f"{page}.md").read_text(encoding="utf-8")
+    return text.partition("\n")[0].removeprefix("# ").partition(":")[0]
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """``__all__``, or the classes and functions that the module defines, in their order."""
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    return [
+        name
+        for name, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    ]
 
 
 def names_of(package: str) -> str:
     """A section on one package: its summary and each public name with its documentation."""
     module = import_module(package)
+    names = public_names(module)
     lines = []
-    for name in module.__all__:
+    for name in names:
         directive = "autoclass" if inspect.isclass(getattr(module, name)) else "autofunction"
         lines.append(f".. {directive}:: {package}.{name}")
         if directive == "autoclass":
             lines.append("   :members:")
-    summary = (module.__doc__ or "").partition("\n")[0]
-    names = ", ".join(f"`{name}`" for name in module.__all__)
+    summary = (module.__doc__ or "").partition("\n")[0].replace("``", "`")
+    listed = ", ".join(f"`{name}`" for name in names)
     body = "\n".join(lines)
-    return f"## {package}\n\n{summary}\nNames: {names}.\n\n```{{eval-rst}}\n{body}\n```"
+    return f"## {package}\n\n{summary}\nNames: {listed}.\n\n```{{eval-rst}}\n{body}\n```"
 
 
 def sections() -> dict[Path, dict[str, str]]:
     """Generated text by file and marker."""
     return {
-        ROOT / "README.md": {"methods": methods_table()},
+        ROOT / "README.md": {"mixers": mixers_table(), "families": families_table()},
+        ROOT / "docs" / "evaluation.md": {"tasks": measures_table("task"), "benchmarks": measures_table("benchmark")},
+        ROOT / "docs" / "fixtures.md": {"scores": scores_table()},
         ROOT / "docs" / "api.md": {"names": "\n\n".join(map(names_of, PACKAGES))},
     }
 

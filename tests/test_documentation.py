@@ -23,7 +23,6 @@ from plait.cli import app as front
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PUBLIC = ("plait", "plait.ops", "plait.nn", "plait.mixers", "plait.models", "plait.data", "plait.training")
 RUNNABLE = {"python", "bash", "yaml"}
 _FENCE = re.compile(r"^```(?P<info>[^`\n]+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)(?P<target>[^)#\s]+)")
@@ -70,6 +69,10 @@ def tables() -> ModuleType:
     return module
 
 
+#: Everything that a reader may import by name.
+PUBLIC = ("plait", *tables().PACKAGES)
+
+
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A reader's folder: a text, and commands that find this plait."""
@@ -92,7 +95,9 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(folder))
     yield folder
     catalog._all.cache_clear()
-    sys.modules.pop("moving_average", None)
+    for name, module in list(sys.modules.items()):  # another page may have a file of the same name
+        if (getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+            del sys.modules[name]
 
 
 def run_block(block: Block, page: Path, names: dict[str, object]) -> None:
@@ -203,6 +208,30 @@ def test_generated_parts_are_up_to_date() -> None:
             assert module.filled(text, marker, body) == text, f"{path.name} is out of date: run docs/tables.py"
 
 
+def test_papers_are_linked_by_their_arxiv_number_alone() -> None:
+    paper = tables().paper
+    assert paper("2312.04927") == "[2312.04927](https://arxiv.org/abs/2312.04927)"
+    assert paper("Jaeger 2002") == "Jaeger 2002"
+    assert paper("") == "-"
+
+
+def test_every_task_and_benchmark_is_named_on_its_page() -> None:
+    module = tables()
+    for method in module.methods("task", "benchmark"):
+        page = ROOT / "docs" / "tasks" / f"{module.page_of(method)}.md"
+        assert f"`{method.name}`" in page.read_text(encoding="utf-8"), f"{page.name} says nothing of {method.name}"
+
+
+def test_every_page_stands_in_the_contents() -> None:
+    docs = ROOT / "docs"
+    contents = re.findall(
+        r"^```\{toctree\}\n(.*?)^```$", (docs / "index.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    listed = [line for part in contents for line in part.splitlines() if line and not line.startswith(":")]
+    pages = {str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*.md")}
+    assert sorted(listed) == sorted(pages - {"index"})
+
+
 def test_a_missing_marker_is_an_error() -> None:
     with pytest.raises(SystemExit, match="markers of 'names'"):
         tables().filled("no markers", "names", "")
@@ -213,7 +242,7 @@ def test_public_names_are_described(package: str) -> None:
     module = import_module(package)
     assert module.__doc__, f"{package} has no docstring"
     bare = []
-    for name in module.__all__:
+    for name in tables().public_names(module):
         value = getattr(module, name)
         if not (inspect.isclass(value) or inspect.isfunction(value)):
             continue
@@ -228,7 +257,9 @@ def test_public_names_are_described(package: str) -> None:
 @pytest.mark.parametrize("package", PUBLIC[1:])
 def test_public_names_stand_in_the_documentation(package: str) -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    missing = [name for name in import_module(package).__all__ if f":: {package}.{name}\n" not in text]
+    names = tables().public_names(import_module(package))
+    assert names, f"{package} has no public names"
+    missing = [name for name in names if f":: {package}.{name}\n" not in text]
     assert not missing, f"docs/api.md lacks {missing}"
 
 

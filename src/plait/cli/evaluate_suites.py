@@ -52,19 +52,20 @@ def measure_suites(
         for section in chosen.sections(data_dir)
         for one in asked(validated(SuiteSection, section, "plait eval"), subject)
     ]
-    unavailable = [one for one in wanted if isinstance(one, Unavailable)]
+    unavailable = [{"name": one.name, "reason": one.reason} for one in wanted if isinstance(one, Unavailable)]
     measurements = [one for one in wanted if not isinstance(one, Unavailable)]
     folder = results_folder(model) if out is None else Path(out)
-    results = list(measure(subject, measurements, folder, Batches(size, subject.device)))
+    found = list(measure(subject, measurements, folder, Batches(size, subject.device)))
+    results = [result for result in found if "reason" not in result]
+    unavailable += [result for result in found if "reason" in result]
     if as_json:
-        skipped = [{"name": one.name, "reason": one.reason} for one in unavailable]
-        print_json({"results": results, "unavailable": skipped, "folder": str(folder)})
+        print_json({"results": results, "unavailable": unavailable, "folder": str(folder)})
         return
     print_scores(results)
     if unavailable:
         typer.echo("\nNot measured")
         for one in unavailable:
-            typer.echo(f"  {one.name}: {one.reason}")
+            typer.echo(f"  {one['name']}: {one['reason']}")
     typer.echo(f"\nResults are in {folder}")
 
 

@@ -177,12 +177,39 @@ def _report(store: Store, as_json: bool) -> None:
     if as_json:
         print_json(summary.model_dump(mode="json"))
         return
+    _print_configurations(summary)
     _print_answer(summary)
     typer.echo(f"Report: {page}")
 
 
+def _print_configurations(summary: StudySummary) -> None:
+    """A row for each configuration: the means that it is compared by, and its cache."""
+    from plait.report import labels
+    from plait.report.figures import longest_context
+    from plait.report.metrics import answer_metrics
+
+    context = longest_context(summary)
+    if context is None:
+        return
+    metrics = answer_metrics(summary)
+    header = ["configuration", *map(labels.short_name, metrics), f"cache at {context:,}"]
+    rows = [
+        [
+            one.key,
+            *(labels.number(m, one.metrics[m].mean) if m in one.metrics else labels.MISSING for m in metrics),
+            size(one.cache_bytes[context]),
+        ]
+        for one in summary.configurations
+    ]
+    print_table(header, rows, right=range(1, len(header)))
+    typer.echo()
+
+
 def _print_answer(summary: StudySummary) -> None:
     typer.echo(" ".join(summary.recommendation.sentences))
+    for guard in summary.guards:
+        if not guard.learnt and guard.metric != "recall":  # that of recall is the recommendation's sentence
+            typer.echo(f"  void: {guard.message}")
     for claim in summary.claims:
         typer.echo(f"  {claim.verdict}: {claim.sentence}")
 

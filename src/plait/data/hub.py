@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, streamed; the only module that imports ``datasets``."""
+"""Corpora of the Hugging Face hub, streamed; ``datasets`` is imported only when one is opened."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from plait.errors import PlaitError
 from plait.evaluation.batching import Batches
 from plait.evaluation.measurements import Advance, Measurement
 from plait.evaluation.subject import Subject, measurement_key
@@ -37,15 +38,19 @@ def measure(
 
     Yields:
         ``name``, ``model``, ``fingerprint``, ``spec``, ``seconds``, ``versions`` and the fields of
-        :class:`~plait.evaluation.measurements.Score`.
+        :class:`~plait.evaluation.measurements.Score`; of one that failed ``name`` and ``reason``.
     """
     for number, measurement in enumerate(measurements, start=1):
         path = folder / f"{_file_name(measurement.name)}-{measurement_key(subject.fingerprint, measurement.spec)}.json"
         if path.exists():
             yield read_json(path)
             continue
-        with _Bar(f"[{number}/{len(measurements)}] {measurement.name}", measurement.samples, progress) as bar:
-            result = scored(measurement, subject, batches, bar.advance)
+        try:
+            with _Bar(f"[{number}/{len(measurements)}] {measurement.name}", measurement.samples, progress) as bar:
+                result = scored(measurement, subject, batches, bar.advance)
+        except PlaitError as error:  # found in the middle of its data; the others are measured all the same
+            yield {"name": measurement.name, "reason": str(error)}
+            continue
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, result)
         yield read_json(path)

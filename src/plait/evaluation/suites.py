@@ -98,7 +98,8 @@ class Wish:
     """What a user asks of tasks and benchmarks.
 
     Args:
-        lengths: of the rows or prompts; none: as the model was trained, or as the task sets it.
+        lengths: of the rows or prompts; none: as the model was trained, or as the task sets it. The harness reads at
+            most the longest of them at once.
         limit: samples per measurement; None: 500.
         data_dir: folder with files of benchmarks that need some.
         options: further options, for every task or benchmark that knows them.
@@ -133,7 +134,7 @@ def asked(section: SuiteSection, subject: Subject) -> list[Measurement | Unavail
         return suite(section.suite, subject, wish)
     measurements: list[Measurement | Unavailable] = []
     for task in section.harness:
-        harness = HarnessMeasurement(task, _harness_folder(wish), wish.limit)
+        harness = HarnessMeasurement(task, _harness_folder(wish), wish.limit, max(wish.lengths, default=None))
         harness.check(subject)
         measurements.append(harness)
     for name in section.tasks:
@@ -230,7 +231,7 @@ def _texts(wish: Wish) -> Iterator[Measurement]:
 def _harness(wish: Wish) -> Iterator[Measurement]:
     folder = _harness_folder(wish)
     for task in HARNESS if folder is None else folder_names(folder):
-        yield HarnessMeasurement(task, folder, wish.limit)
+        yield HarnessMeasurement(task, folder, wish.limit, max(wish.lengths, default=None))
 
 
 def _harness_folder(wish: Wish) -> Path | None:

@@ -21,6 +21,8 @@ class Segment:
 
     #: Tensor attributes of the segment, in order; each is None until the first write.
     fields: tuple[str, ...] = ()
+    #: Its other attributes.
+    plain: tuple[str, ...] = ()
     #: Whether the newest tokens can be taken back without a snapshot.
     can_crop = False
 
@@ -43,10 +45,9 @@ class Segment:
     def copy(self) -> Segment:
         """An independent copy."""
         twin = type(self).__new__(type(self))
-        for name, value in vars(self).items():
-            setattr(twin, name, value)
-        for name, tensor in self.tensors():
-            setattr(twin, name, tensor.clone())
+        for name in (*self.plain, *self.fields):
+            value = getattr(self, name)
+            setattr(twin, name, value.clone() if isinstance(value, Tensor) else value)
         return twin
 
     def crop(self, tokens: int) -> None:
@@ -93,6 +94,7 @@ class KeyValues(Segment):
     """
 
     fields = ("keys", "values", "start")
+    plain = ("window", "seen")
 
     def __init__(self, window: int | None = None) -> None:
         self.window = window

@@ -93,7 +93,7 @@ def base_layout(x_title: str, metric: str) -> dict[str, Any]:
         "zeroline": False,
     }
     upwards: dict[str, Any] = {**axis}
-    if metric == "recall":
+    if metric == "recall" or metric.startswith("task:"):
         upwards |= {"range": [-0.03, 1.04], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
     elif metric.startswith("decode"):
         upwards |= {"rangemode": "tozero", "tickformat": ",.0f"}

@@ -7,6 +7,7 @@ from typing import Any
 
 from plait.report import labels
 from plait.report.chart import Chart, base_layout, error_bars, escape, hover, mixer_legend, ratio_legend
+from plait.report.metrics import answer_metrics
 from plait.report.series import Series, group, is_transformer, with_metric
 from plait.report.style import DASHES, Style, ratio_dashes
 from plait.study.summary import Configuration, Curve, StudySummary
@@ -53,6 +54,9 @@ def ratio_chart(summary: StudySummary, styles: dict[str, Style], metric: str, na
     unit = labels.metric_name(metric)[1]
     better = words.get("better", "")
     notes = [labels.interval_note((metric, one.metrics[metric]) for one in shown)]
+    chance = next((one.metrics[metric].chance for one in shown if one.metrics[metric].chance is not None), None)
+    if chance is not None:
+        notes.append(f"A guess would reach {chance:.3f}.")
     if any(map(is_transformer, shown)):
         notes.append("The grey band is the transformer's interval.")
     if len(dashes) > 1:
@@ -144,7 +148,7 @@ def pareto_chart(summary: StudySummary, styles: dict[str, Style], context: int |
                 "textposition": "top left",
                 "textfont": {"color": "ink", "size": 12},
                 "cliponaxis": False,
-                "customdata": [hover(one, ["recall", "bits_per_byte", "loss"], context) for one in own],
+                "customdata": [hover(one, [*answer_metrics(summary), "loss"], context) for one in own],
                 "hovertemplate": "%{customdata}<extra></extra>",
                 "meta": {"mixer": mixer},
             }
@@ -335,8 +339,8 @@ def _band(transformer: Configuration, metric: str, width: int, styles: dict[str,
 
 
 def _settings(one: Configuration, metric: str) -> list[str]:
-    """The settings behind a mean recall."""
-    return [key for key in one.metrics if key.startswith("recall@")] if metric == "recall" else []
+    """The settings behind a mean recall, the tasks behind the accuracy of a track."""
+    return [key for key in one.metrics if key.startswith(f"{metric}@")]
 
 
 def _ratio_tick(ratio: str, configurations: list[Configuration]) -> str:

@@ -24,12 +24,23 @@ _RATIO = re.compile(r"(\d+):1")
 def metric_name(metric: str) -> tuple[str, str]:
     """Name and unit of a metric, such as ``("Recall, 256 tokens, 32 pairs", "accuracy")``."""
     kind, _, setting = metric.partition("@")
+    source, _, track = kind.partition(":")
+    if source == "task":
+        return f"{track}: {setting}" if setting else track, "accuracy"
+    if source == "suite":
+        measured, _, unit = setting.rpartition(", ")
+        return f"{track}: {measured}", unit
     if setting and kind == "recall":
         length, _, pairs = setting.partition("x")
         return f"Recall, {length} tokens, {pairs} pairs", "accuracy"
     if setting and kind == "decode":
         return f"Decoding at {integer(int(setting))} tokens", "tokens/s"
     return METRICS.get(metric, (metric, ""))
+
+
+def short_name(metric: str) -> str:
+    """A metric as the heading of a narrow column: ``bits per byte``, ``recall``, the name of a track."""
+    return "bits per byte" if metric == "bits_per_byte" else metric.removeprefix("task:")
 
 
 def ratio_order(ratio: str) -> tuple[int, int, str]:
@@ -83,6 +94,11 @@ def number(metric: str, value: float) -> str:
     return f"{value:,.0f}" if metric.startswith("decode@") else f"{value:.3f}"
 
 
+def guess(interval: Interval | None) -> str:
+    """What a guess would score, where that is known: ``chance 0.167``."""
+    return f"chance {interval.chance:.3f}" if interval is not None and interval.chance is not None else ""
+
+
 def finite(interval: Interval | None) -> bool:
     """Whether there is a value that can be drawn."""
     return interval is not None and all(math.isfinite(end) for end in (interval.mean, interval.low, interval.high))
@@ -125,7 +141,8 @@ def interval_note(measured: Iterable[tuple[str, Interval]]) -> str:
 def _units(metric: str, interval: Interval) -> str:
     if interval.over == "seeds":
         return "seeds"
-    return f"held-out {'examples' if metric.startswith('recall') else 'batches'} of one seed"
+    examples = metric.startswith(("recall", "task:", "suite:"))
+    return f"held-out {'examples' if examples else 'batches'} of one seed"
 
 
 def _reach(numbers: set[int]) -> str:

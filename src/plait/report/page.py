@@ -15,9 +15,10 @@ from plotly.offline import get_plotlyjs
 
 from plait.report import figures, labels
 from plait.report.chart import Chart
+from plait.report.metrics import metric_order, task_metrics
 from plait.report.series import is_transformer
-from plait.report.style import DASHES, PALETTE, SYMBOLS, mixer_styles
-from plait.report.tables import csv_text, full_table, metric_order
+from plait.report.style import DASHES, PALETTE, SYMBOLS, Style, mixer_styles
+from plait.report.tables import csv_text, full_table
 from plait.study.summary import Configuration, Guard, StudySummary
 
 
@@ -56,6 +57,7 @@ def render(summary: StudySummary) -> str:
         "loss": _present(figures.ratio_chart(summary, styles, loss_metric, "loss", better="lower is better")),
         "recall": _present(figures.ratio_chart(summary, styles, "recall", "recall", better="higher is better")),
         "pareto": _present(figures.pareto_chart(summary, styles, context)),
+        "tasks": _present(*(_task_chart(summary, styles, metric) for metric in task_metrics(summary))),
         "curves": _present(*(figures.curve_chart(summary, styles, track) for track in _curve_tracks(summary))),
         "hits": figures.loss_charts(summary, styles),
         "decode": _present(figures.decode_chart(summary, styles)),
@@ -97,6 +99,13 @@ def render(summary: StudySummary) -> str:
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
         payload=Markup(_script_json({"palette": PALETTE, "charts": [_drawn(chart) for chart in charts]})),
     )
+
+
+def _task_chart(summary: StudySummary, styles: dict[str, Style], metric: str) -> Chart | None:
+    track = metric.removeprefix("task:")
+    name = f"task-{list(summary.tracks).index(track) if track in summary.tracks else track}"
+    words = {"title": f"Track {track}", "better": "higher is better"}
+    return figures.ratio_chart(summary, styles, metric, name, **words)
 
 
 def _present(*charts: Chart | None) -> list[Chart]:
@@ -153,7 +162,7 @@ def _facts(summary: StudySummary, context: int | None, loss_metric: str) -> list
         row = [labels.byte_size(one.cache_bytes[context]) for one in shown]
         facts.append((f"Cache of one sequence at {labels.integer(context)} tokens", row))
     speeds = [metric for metric in metric_order(summary) if metric.startswith("decode@")]
-    for metric in [loss_metric, "recall", *speeds[-1:]]:
+    for metric in [loss_metric, "recall", *task_metrics(summary), *speeds[-1:]]:
         if all(labels.finite(one.metrics.get(metric)) for one in shown):
             name, unit = labels.metric_name(metric)
             cells = []

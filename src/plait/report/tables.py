@@ -9,10 +9,8 @@ from typing import Any
 
 from plait.report import labels
 from plait.report.figures import longest_context
+from plait.report.metrics import answer_metrics, metric_order, tracks_of
 from plait.study.summary import Configuration, Interval, StudySummary
-
-#: Metrics in the order of columns; settings such as ``recall@256x32`` stand behind the metric that they belong to.
-METRIC_ORDER = ["bits_per_byte", "loss", "ar_loss", "other_loss", "recall", "decode"]
 
 
 @dataclass(frozen=True)
@@ -39,18 +37,6 @@ class Column:
     numeric: bool = True
 
 
-def metric_order(summary: StudySummary) -> list[str]:
-    """All metrics of a study in the order of columns."""
-
-    def place(metric: str) -> tuple[int, list[int], str]:
-        kind, _, setting = metric.partition("@")
-        rank = METRIC_ORDER.index(kind) if kind in METRIC_ORDER else len(METRIC_ORDER)
-        numbers = [int(part) for part in setting.split("x") if part.isdigit()]
-        return rank, numbers, metric
-
-    return sorted({metric for one in summary.configurations for metric in one.metrics}, key=place)
-
-
 def full_table(summary: StudySummary) -> tuple[list[Column], list[list[Cell]]]:
     """Columns and rows of the page's table; the first column is the configuration.
 
@@ -60,18 +46,17 @@ def full_table(summary: StudySummary) -> tuple[list[Column], list[list[Cell]]]:
     Returns:
         Headings, and one row per configuration in the study's order.
     """
-    tracks = _tracks(summary)
+    tracks = tracks_of(summary)
     shared = all(len(set(one.parameters.values())) <= 1 for one in summary.configurations)
     context = longest_context(summary)
-    metrics = metric_order(summary)
-    first = [metric for metric in metrics if metric in ("bits_per_byte", "recall")]
-    rest = [metric for metric in metrics if metric not in first]
-    columns = [Column("Configuration", numeric=False), *(Column(*labels.metric_name(metric)) for metric in first)]
+    first = answer_metrics(summary)
+    rest = [metric for metric in metric_order(summary) if metric not in first]
+    columns = [Column("Configuration", numeric=False), *(_column(metric, summary) for metric in first)]
     if context is not None:
         columns.append(Column("Cache", f"at {labels.integer(context)} tokens"))
     columns += [Column("Parameters")] if shared else [Column("Parameters", track) for track in tracks]
     columns += [Column("Linear layers"), Column("Full layers"), Column("Full at", "layers from 0", numeric=False)]
-    columns += [Column(*labels.metric_name(metric)) for metric in rest]
+    columns += [_column(metric, summary) for metric in rest]
     rows = []
     for one in summary.configurations:
         row = [Cell(one.key, value=one.key), *(_measured(metric, one.metrics.get(metric)) for metric in first)]
@@ -85,6 +70,12 @@ def full_table(summary: StudySummary) -> tuple[list[Column], list[list[Cell]]]:
         row += [_measured(metric, one.metrics.get(metric)) for metric in rest]
         rows.append(row)
     return columns, rows
+
+
+def _column(metric: str, summary: StudySummary) -> Column:
+    name, unit = labels.metric_name(metric)
+    chances = {labels.guess(one.metrics.get(metric)) for one in summary.configurations} - {""}
+    return Column(name, ", ".join([unit, *sorted(chances)]))
 
 
 def _full_layers(one: Configuration) -> Cell:
@@ -101,7 +92,7 @@ def _measured(metric: str, interval: Interval | None) -> Cell:
 def csv_text(summary: StudySummary) -> str:
     """One row per configuration: key, mixer, ratio, placement, layers, further grid fields, parameters and seeds by
     track, cache bytes by context, and mean, low, high, n and over of every metric. Absent values are empty."""
-    tracks = _tracks(summary)
+    tracks = tracks_of(summary)
     contexts = sorted({context for one in summary.configurations for context in one.cache_bytes})
     fields = list(dict.fromkeys(key for one in summary.configurations for key in one.fields))
     metrics = metric_order(summary)
@@ -131,10 +122,3 @@ def csv_text(summary: StudySummary) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _tracks(summary: StudySummary) -> list[str]:
-    found = dict.fromkeys(summary.tracks)
-    for one in summary.configurations:
-        found |= dict.fromkeys([*one.parameters, *one.seeds])
-    return list(found)

@@ -13,7 +13,7 @@ from typing import Any
 
 from plait.errors import OptionError
 from plait.study.file import ARCHITECTURE_AXES, StudyFile, Track
-from plait.training.config import DataSection, RunConfig, validated
+from plait.training.config import DataSection, RunConfig, SourceSection, validated
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def _resolve(study: StudyFile, track_name: str, point: Mapping[str, Any], seed: 
 
 def _check_data(kind: str, data: DataSection, where: str) -> None:
     """Raise :class:`OptionError` where what is learnt to the end holds nothing that the track measures."""
-    sources = [part for part in data.mixture if part.end == 1] or [data]
+    last: list[SourceSection] = [part for part in data.mixture if part.end == 1]
+    sources = last or [data]
     fits, wanted = {
         "lm": (any(source.corpus is not None for source in sources), "a corpus"),
         "recall": (any(source.task == "mqar" for source in sources), "the task mqar"),

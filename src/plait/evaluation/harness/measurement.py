@@ -22,11 +22,13 @@ class HarnessMeasurement(Measurement):
         task: lm-eval's name of it.
         data_dir: folder of its rows; None: from the hub.
         limit: only the first so many rows.
+        max_length: most tokens that the model reads at once; None: what its configuration says.
     """
 
     task: str
     data_dir: Path | None = None
     limit: int | None = None
+    max_length: int | None = None
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -38,7 +40,8 @@ class HarnessMeasurement(Measurement):
 
     @property
     def spec(self) -> dict[str, Any]:
-        return {"harness": self.task, "data": "hub" if self.data_dir is None else "folder", "limit": self.limit}
+        data = "hub" if self.data_dir is None else "folder"
+        return {"harness": self.task, "data": data, "limit": self.limit, "max_length": self.max_length}
 
     def check(self, subject: Subject) -> None:
         require_lm_eval()
@@ -53,6 +56,7 @@ class HarnessMeasurement(Measurement):
             data_dir=self.data_dir,
             limit=self.limit,
             batch_size=batches.size,
+            max_length=self.max_length,
         )
         advance(1)
         result = next(iter(found["tasks"].values()))

@@ -43,7 +43,7 @@ class Operator:
             self.function = type(name, (torch.autograd.Function,), parts)
 
     def __call__(self, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # a backward is traced by a mode
             return self.traced(*arguments)
         if self.function is not None and torch.is_grad_enabled() and any(map(_needs_gradient, arguments)):
             return self.function.apply(*arguments)
