@@ -174,7 +174,7 @@ def suite(name: str, subject: Subject, wish: Wish) -> list[Measurement | Unavail
                     found.append(_measurement(kind, one, length, subject, wish))
                 except PlaitError as error:
                     found.append(Unavailable(label, str(error)))
-    return found
+    return list({one.name: one for one in found}.values())  # what knows no length stands there once
 
 
 def named(name: str, subject: Subject, wish: Wish) -> list[Measurement]:

@@ -176,7 +176,7 @@ def _check_tracks(study: StudyFile, source: str) -> None:
                 f"{source}: tracks.{name}: a track of kind 'task' names a column; use letters, digits, '.', '_' and "
                 "'-' only."
             )
-        if False:
+        if track.kind == "lm" and track.learnt is not None:
             raise OptionError(
                 f"{source}: tracks.{name}.learnt = {track.learnt:g}: a track of kind 'lm' has no accuracy; drop it."
             )

@@ -137,6 +137,7 @@ class ModularArithmetic(StateTracking):
         brackets: whether there are brackets.
     """
 
+    length: int = 39
     modulus: int = 5
     brackets: bool = False
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from plait.errors import OptionError
 from plait.evaluation.batching import Batches
-from plait.evaluation.harness.run import require_lm_eval, run_harness
+from plait.evaluation.harness.run import CORRECT, require_lm_eval, run_harness
 from plait.evaluation.intervals import Z, score_interval
 from plait.evaluation.measurements import Advance, Measurement, Score
 from plait.evaluation.subject import Subject
@@ -64,6 +64,7 @@ class HarnessMeasurement(Measurement):
         more = {"metrics": result["metrics"], "n": result["n"], "version": result["version"]}
         if result["correct"] is not None:
             values = result["correct"]
+            metric = next(name for name in CORRECT if name in result["metrics"])
             low, high = score_interval(values)
             return Score(metric, sum(values) / len(values), low, high, values, more=more)
         half = Z * (first["stderr"] or 0.0)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 BOOTSTRAP = 1000
 
 #: Metrics that are 0 or 1 for a sample, the first that a task has counting as its correctness.
-_CORRECT = ("acc", "exact_match")
+CORRECT = ("acc", "exact_match")
 
 
 def run_harness(
@@ -153,7 +153,7 @@ def _number(value: Any) -> float | None:
 
 def _correct(samples: list[dict[str, Any]]) -> list[int] | None:
     ordered = sorted((s for s in samples if s["filter"] == samples[0]["filter"]), key=lambda s: s["doc_id"])
-    metric = next((name for name in _CORRECT if all(s.get(name) in (0, 1) for s in ordered)), None)
+    metric = next((name for name in CORRECT if all(s.get(name) in (0, 1) for s in ordered)), None)
     return None if metric is None else [int(s[metric]) for s in ordered]
 
 
