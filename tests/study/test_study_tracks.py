@@ -14,6 +14,7 @@ from plait.cli.study import app
 from plait.errors import OptionError
 from plait.study.file import load_study, parse_study
 from plait.study.plan import plan
+from plait.study.progress import StudyProgress
 from plait.study.store import Store
 from plait.study.summarise import summarise
 from plait.study.summary import StudySummary
@@ -127,6 +128,16 @@ def test_tracks_of_tasks_alone_give_no_recommendation(tmp_path: Path) -> None:
     summary = made(tmp_path, content)
     assert summary.recommendation.key is None
     assert "the study has no such track" in summary.recommendation.sentences[0]
+
+
+def test_progress_says_the_accuracy(tmp_path: Path) -> None:
+    made(tmp_path)
+    store = Store(tmp_path)
+    ended = next(trial for trial in store.trials() if (trial.track, trial.key) == ("ruler", "gla 3:1"))
+    progress = StudyProgress(store, store.trials())
+    with progress.console.capture() as printed:
+        progress.ended(ended)
+    assert "ruler | gla 3:1 | seed 0  accuracy 0.930, 1 s" in printed.get()
 
 
 def test_terminal_has_a_column_per_track(tmp_path: Path) -> None:

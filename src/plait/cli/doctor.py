@@ -19,6 +19,8 @@ EXTRAS = {
     "harness": "lm-eval",
     "finetune": "peft",
     "hub": "datasets",
+    "eval": "wonderwords",
+    "chinese": "jieba",
 }
 TRACKERS = ("tensorboard", "wandb")
 

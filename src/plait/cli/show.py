@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 from typing import Annotated, Any
 
@@ -13,6 +14,8 @@ from plait.catalog import Method
 from plait.cli.docstrings import argument_texts, sections
 from plait.cli.output import print_json, quantity, size
 from plait.errors import CatalogError, nearest
+
+ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
 
 def command(
@@ -57,7 +60,7 @@ def describe(method: Method, hidden_size: int, length: int) -> dict[str, Any]:
         "name": method.name,
         "kind": method.kind,
         "title": method.title,
-        "paper": f"https://arxiv.org/abs/{method.paper}" if method.paper else "",
+        "paper": f"https://arxiv.org/abs/{method.paper}" if ARXIV.fullmatch(method.paper) else method.paper,
         "code": method.target,
         "notes": method.notes,
         "documentation": sections(target.__doc__)[""],

@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from plait.study.scores import task_metrics
 from plait.study.store import Store
 from plait.study.trials import Trial
 
@@ -84,7 +85,10 @@ class StudyProgress:
         parts = []
         if evaluation.get("lm"):
             parts.append(f"loss {evaluation['lm']['loss']:.3f}")
-        if evaluation.get("mqar"):
+        if trial.kind == "task":
+            accuracy = task_metrics(trial.track, [evaluation])[f"task:{trial.track}"].mean
+            parts.append(f"accuracy {accuracy:.3f}")
+        elif evaluation.get("mqar"):
             recalls = [row["accuracy"] for row in evaluation["mqar"]]
             parts.append(f"recall {sum(recalls) / len(recalls):.3f}")
         return ", ".join([*parts, f"{result['train']['seconds']:.0f} s"])
