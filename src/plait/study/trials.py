@@ -15,6 +15,9 @@ from plait.errors import OptionError
 from plait.study.file import ARCHITECTURE_AXES, StudyFile, Track
 from plait.training.config import DataSection, RunConfig, SourceSection, validated
 
+#: Lists that run files have had since trials were first named; where they are empty they are not part of the name.
+LATER_LISTS = (("data", "mixture"), ("evaluate", "suites"))
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -40,10 +43,13 @@ class Trial:
     def hash(self) -> str:
         """Names the trial's folder: 16 hex digits of the SHA-256 of track and resolved configuration.
 
-        The run's name is left out, so renaming a study trains nothing again; so is what is None, so an option that a
-        later version adds does not either.
+        The run's name is left out, so renaming a study trains nothing again; so is what is None and an empty list that
+        was not always there, so an option that a later version adds does not either.
         """
         resolved = self.config.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+        for section, option in LATER_LISTS:
+            if not resolved[section][option]:
+                del resolved[section][option]
         content = {"track": self.track, **resolved}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
