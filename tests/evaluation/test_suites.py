@@ -190,6 +190,18 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(one["samples"] == 8 and 0 <= one["p"] <= 1 for one in compared)
 
 
+def test_the_needle_grid_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _save(llama(), tmp_path / "model")
+    (tmp_path / "essay.txt").write_text("It rained all day. Nobody went out. " * 200)
+    options = [f"haystack={tmp_path}/essay.txt", "lengths=2", "depths=2", "shortest=600"]
+    arguments = ["eval", str(tmp_path / "model"), "--tasks", "needle", "--lengths", "800", "--limit", "4", "--json"]
+    with pytest.raises(SystemExit) as end:
+        app.main(arguments + [word for option in options for word in ("--option", option)])
+    assert end.value.code == 0
+    (picture,) = json.loads(capsys.readouterr().out)["pictures"]
+    assert "heatmap" in Path(picture).read_text()
+
+
 def test_comparison_by_hand(tmp_path: Path) -> None:
     spec = {"task": "x"}
     for name, values in (("a", [1, 1, 0, 0, 0, 1]), ("b", [1, 1, 1, 1, 1, 0])):

@@ -58,15 +58,32 @@ def measure_suites(
     found = list(measure(subject, measurements, folder, Batches(size, subject.device)))
     results = [result for result in found if "reason" not in result]
     unavailable += [result for result in found if "reason" in result]
+    pictures = draw_grids(results, folder)
     if as_json:
-        print_json({"results": results, "unavailable": unavailable, "folder": str(folder)})
+        drawn = [str(path) for path in pictures]
+        print_json({"results": results, "unavailable": unavailable, "folder": str(folder), "pictures": drawn})
         return
     print_scores(results)
+    for path in pictures:
+        typer.echo(f"\nLength by depth: {path}")
     if unavailable:
         typer.echo("\nNot measured")
         for one in unavailable:
             typer.echo(f"  {one['name']}: {one['reason']}")
     typer.echo(f"\nResults are in {folder}")
+
+
+def draw_grids(results: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """A heat map of each result whose samples differ in length and depth, beside the results."""
+    from plait.evaluation.prompts.needle import draw_grid, grid
+    from plait.evaluation.session import file_name
+
+    drawn = []
+    for result in results:
+        if result["groups"] and {"length", "depth"} <= result["groups"][0].keys():
+            path = folder / f"{file_name(result['name'])}.html"
+            drawn.append(draw_grid(grid(result["groups"]), path, f"{result['name']}: {result['model']}"))
+    return drawn
 
 
 def print_scores(results: Sequence[Mapping[str, Any]]) -> None:

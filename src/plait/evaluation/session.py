@@ -41,7 +41,7 @@ def measure(
         :class:`~plait.evaluation.measurements.Score`; of one that failed ``name`` and ``reason``.
     """
     for number, measurement in enumerate(measurements, start=1):
-        path = folder / f"{_file_name(measurement.name)}-{measurement_key(subject.fingerprint, measurement.spec)}.json"
+        path = folder / f"{file_name(measurement.name)}-{measurement_key(subject.fingerprint, measurement.spec)}.json"
         if path.exists():
             yield read_json(path)
             continue
@@ -82,10 +82,10 @@ def results_folder(name: str) -> Path:
     if place.is_dir() and any(place.glob("*.json")) and not (place / "config.json").exists():
         inside = place / RESULTS_FOLDER
         return inside if inside.is_dir() or (place / RUN_FILE).exists() else place
-    return (place if place.is_dir() else Path("runs") / _file_name(name)) / RESULTS_FOLDER
+    return (place if place.is_dir() else Path("runs") / file_name(name)) / RESULTS_FOLDER
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=_-]+", "-", text)[:120]
 
 
