@@ -86,6 +86,7 @@ def results_folder(name: str) -> Path:
 
 
 def file_name(text: str) -> str:
+    """``text`` as the name of a file: letters, digits and ``.=_-``, at most 120 of them."""
     return re.sub(r"[^A-Za-z0-9.=_-]+", "-", text)[:120]
 
 
