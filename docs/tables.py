@@ -17,7 +17,7 @@ from plait import catalog
 from plait.catalog import Method
 from plait.evaluation.suites import SUITES
 from plait.fixtures import shipped
-from plait.fixtures.build import SCORES_FILE
+from plait.evaluation.fixtures import SCORES_FILE
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -43,7 +43,7 @@ PACKAGES = (
     "plait.evaluation.prompts",
     "plait.evaluation.harness",
     "plait.fixtures",
-    "plait.fixtures.build",
+    "plait.evaluation.fixtures",
 )
 
 #: Module, or package, of tasks or benchmarks -> their page in docs/tasks.

@@ -12,10 +12,10 @@ from transformers import LlamaForCausalLM
 from plait.cli import app
 from plait.errors import OptionError
 from plait.evaluation.batching import Batches
+from plait.evaluation.fixtures import SCORES_FILE, Recipe, build, read_recipe, run_of
 from plait.evaluation.measurements import TaskMeasurement
 from plait.evaluation.subject import Subject, open_subject
 from plait.fixtures import fixture_folder, shipped
-from plait.fixtures.build import SCORES_FILE, Recipe, build, read_recipe, run_of
 from plait.models import PlaitForCausalLM
 from plait.training.folder import read_run_file
 

@@ -137,6 +137,8 @@ class Scorer:
         try:
             _, cache = self._forward(ids[:, :8], keep_cache=True)
             logits, _ = self._forward(ids[swapped, 8:], cache=_rows_of(cache, swapped))
+        except torch.OutOfMemoryError:  # says nothing about the cache
+            raise
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
             return False
         wanted = whole[swapped, 8:].float()
