@@ -15,9 +15,9 @@ from types import ModuleType
 
 from plait import catalog
 from plait.catalog import Method
+from plait.evaluation.fixtures import SCORES_FILE
 from plait.evaluation.suites import SUITES
 from plait.fixtures import shipped
-from plait.evaluation.fixtures import SCORES_FILE
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (

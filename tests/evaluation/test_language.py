@@ -162,7 +162,7 @@ def test_long_windows_are_read_in_pieces(
     model, text = models()[name], "to be or not to be, that is the question " * 2
     whole = text_perplexity(model, tokenizer, [text], length=60)
     widest = 0
-    monkeypatch.setattr(language, "_LOGITS", 20 * VOCAB)
+    monkeypatch.setattr(language, "MOST_LOGITS", 20 * VOCAB)
 
     def watch(module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal widest

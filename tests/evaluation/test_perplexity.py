@@ -85,7 +85,7 @@ def test_a_text_without_repetition_has_no_hits() -> None:
 
 def test_parts_of_a_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(Bigram(), rows(5), batch_size=4)
-    monkeypatch.setattr(perplexity, "_LOGITS", 12 * VOCAB)  # one row at a time
+    monkeypatch.setattr(perplexity, "MOST_LOGITS", 12 * VOCAB)  # one row at a time
     parts = measure(Bigram(), rows(5), batch_size=4)
     assert parts["batches"] == pytest.approx(whole["batches"])
     assert parts["other"]["batches"] == pytest.approx(whole["other"]["batches"])

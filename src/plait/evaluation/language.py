@@ -20,11 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from plait.data.tokenizers import encode
 from plait.errors import DataError, OptionError
 from plait.evaluation.ar_hits import ar_hits
-from plait.evaluation.perplexity import token_losses
+from plait.evaluation.perplexity import MOST_LOGITS, token_losses
 from plait.models.cache import CACHE_NAME
 
-#: Logits of one forward pass: at most so many numbers.
-_LOGITS = 1 << 26
 #: Tokens on which a model shows that it can go on from its cache.
 _TRIED = 16
 
@@ -199,14 +197,14 @@ def _losses(
     for ids, window in windows:
         by_length[window.end - window.start].append((ids, window))
     for length, group in by_length.items():
-        rows = max(1, min(batch_size, _LOGITS // (length * vocab_size)))
+        rows = max(1, min(batch_size, MOST_LOGITS // (length * vocab_size)))
         for first in range(0, len(group), rows):
             part = group[first : first + rows]
             tokens = torch.from_numpy(np.stack([ids[window.start : window.end + 1] for ids, window in part])).long()
             inputs, targets = tokens[:, :-1], tokens[:, 1:]
             scored = torch.tensor([window.scored for _, window in part])
-            if length * vocab_size > _LOGITS and _goes_on(model, inputs[:, :_TRIED]):
-                piece = max(1, _LOGITS // vocab_size)
+            if length * vocab_size > MOST_LOGITS and _goes_on(model, inputs[:, :_TRIED]):
+                piece = max(1, MOST_LOGITS // vocab_size)
                 pieces = zip(_in_pieces(model, inputs, piece), targets.split(piece, dim=1), strict=True)
                 losses = torch.cat([_cross_entropy(logits, wanted) for logits, wanted in pieces], dim=1)
             else:

@@ -17,12 +17,10 @@ from plait.errors import OptionError
 from plait.evaluation.answers import answers
 from plait.evaluation.batching import Batches
 from plait.evaluation.intervals import score_interval
+from plait.evaluation.perplexity import MOST_LOGITS
 from plait.evaluation.prompts.base import PromptTask
 from plait.evaluation.subject import Subject
 from plait.models.heads import AutoencoderForCompression
-
-#: Logits of one forward pass: at most so many numbers.
-_LOGITS = 1 << 26
 
 Advance = Callable[[int], None]
 
@@ -143,7 +141,7 @@ class TaskMeasurement(Measurement):
 @torch.no_grad()
 def predict(subject: Subject, input_ids: Tensor) -> Tensor:
     """The most probable next token on every position, ``(B, T)``, on the CPU."""
-    rows = max(1, _LOGITS // (input_ids.shape[1] * subject.vocab_size))
+    rows = max(1, MOST_LOGITS // (input_ids.shape[1] * subject.vocab_size))
     parts = [
         subject.model(input_ids=part.to(subject.device), use_cache=False).logits.argmax(-1).cpu()
         for part in input_ids.split(rows)

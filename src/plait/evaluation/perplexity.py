@@ -15,7 +15,7 @@ from plait.data.packing import IGNORED, collate
 from plait.evaluation.ar_hits import ar_hits
 
 #: Logits of one forward pass: at most so many numbers.
-_LOGITS = 1 << 26
+MOST_LOGITS = 1 << 26
 
 
 def language_modelling(
@@ -128,7 +128,7 @@ def _batches(dataset: Dataset, batch_size: int, vocab_size: int) -> Iterator[Ite
     """Batches, each in parts whose logits fit into memory."""
     assert isinstance(dataset, Sized)
     length = len(dataset[0]["input_ids"])
-    part = max(1, min(batch_size, _LOGITS // (length * vocab_size)))
+    part = max(1, min(batch_size, MOST_LOGITS // (length * vocab_size)))
     for start in range(0, len(dataset), batch_size):
         end = min(start + batch_size, len(dataset))
         yield (
