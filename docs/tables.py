@@ -15,9 +15,13 @@ from types import ModuleType
 
 from plait import catalog
 from plait.catalog import Method
+from plait.claims import kept_evidence, load_claim
+from plait.claims.page import claims_table
+from plait.claims.page import page as claim_page
 from plait.evaluation.fixtures import SCORES_FILE
 from plait.evaluation.suites import SUITES
 from plait.fixtures import shipped
+from plait.report.lines import lines_svg
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -44,6 +48,7 @@ PACKAGES = (
     "plait.evaluation.harness",
     "plait.fixtures",
     "plait.evaluation.fixtures",
+    "plait.claims",
 )
 
 #: Module, or package, of tasks or benchmarks -> their page in docs/tasks.
@@ -177,8 +182,26 @@ def sections() -> dict[Path, dict[str, str]]:
         ROOT / "README.md": {"mixers": mixers_table(), "families": families_table()},
         ROOT / "docs" / "evaluation.md": {"tasks": measures_table("task"), "benchmarks": measures_table("benchmark")},
         ROOT / "docs" / "fixtures.md": {"scores": scores_table()},
+        ROOT / "docs" / "claims.md": {"claims": claims()},
         ROOT / "docs" / "api.md": {"names": "\n\n".join(map(names_of, PACKAGES))},
     }
+
+
+def claims() -> str:
+    """The table of claims, from the evidence that comes with plait."""
+    return claims_table({one.name: kept_evidence(one.name) for one in methods("claim")}, link="claims/{}.md")
+
+
+def claim_files() -> dict[Path, str]:
+    """Page and figure of every claim that has evidence."""
+    files = {}
+    for method in methods("claim"):
+        evidence = kept_evidence(method.name)
+        if evidence is not None:
+            claim, folder = load_claim(method.name), ROOT / "docs" / "claims"
+            files[folder / f"{method.name}.md"] = claim_page(claim, evidence, f"{method.name}.svg")
+            files[folder / f"{method.name}.svg"] = lines_svg(claim.figure(evidence.data))
+    return files
 
 
 def filled(text: str, marker: str, body: str) -> str:
@@ -196,6 +219,10 @@ def main() -> None:
         text = path.read_text(encoding="utf-8")
         for marker, body in parts.items():
             text = filled(text, marker, body)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))
+    for path, text in claim_files().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(path.relative_to(ROOT))
 

@@ -59,6 +59,7 @@ _METHODS = [
         "2412.06464",
         "constant",
     ),
+    Method("kda", "mixer", "plait.mixers.kda:KDA", "Kimi Delta Attention", "2510.26692", "constant"),
     Method("mqar", "task", "plait.data.tasks.mqar:MQAR", "Multi-query associative recall", "2312.04927"),
     Method("lag", "task", "plait.data.tasks.lag:Lag", "Lag", "Jaeger 2002"),
     Method("key_value", "task", "plait.data.tasks.key_value:KeyValueRetrieval", "Key-value retrieval", "2307.03172"),
@@ -227,6 +228,34 @@ _METHODS = [
     ),
     Method("records", "benchmark", "plait.evaluation.prompts.records:Records", "Made-up records", "2402.18668"),
     Method("longbench", "benchmark", "plait.evaluation.prompts.longbench:LongBench", "LongBench", "2308.14508"),
+    Method(
+        "best_pure_is_not_best_hybrid",
+        "claim",
+        "plait.claims.hybrid_study:BestPureIsNotBestHybrid",
+        "The best pure mixer is not the best in a hybrid",
+        "2507.06457",
+    ),
+    Method(
+        "loss_hardly_depends_on_ratio",
+        "claim",
+        "plait.claims.hybrid_study:LossHardlyDependsOnRatio",
+        "The loss hardly depends on the ratio",
+        "2507.06457",
+    ),
+    Method(
+        "recall_grows_with_full_layers",
+        "claim",
+        "plait.claims.hybrid_study:RecallGrowsWithFullLayers",
+        "Recall grows with full layers",
+        "2507.06457",
+    ),
+    Method(
+        "gates_reach_the_transformer",
+        "claim",
+        "plait.claims.hybrid_study:GatesReachTheTransformer",
+        "Gated and delta mixers reach the transformer",
+        "2507.06457",
+    ),
 ]
 
 

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("plait.cli.import_model", "Take over a model of another library."),
     "export": ("plait.cli.export_model", "Write a model in another library's layout."),
     "study": ("plait.cli.study", "Run, plan and report a grid of trials."),
+    "claim": ("plait.cli.claim", "Try what papers claim, at small scale."),
     "bench": ("plait.cli.bench", "Time plait's operations against named peers."),
 }
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from html import escape
 from pathlib import Path
 
 from plait.errors import StudyError
 from plait.report import labels
 from plait.report.series import Series, group, is_transformer, with_metric
-from plait.report.style import PALETTE, SYMBOLS, Style, mixer_styles
+from plait.report.style import Style, mixer_styles
+from plait.report.svg_parts import LEFT, RIGHT, WIDTH, Scale, axes, document, footnote, heading, legend, marks, place
 from plait.study.summary import Configuration, StudySummary
-
-WIDTH, HEIGHT = 720, 380
-LEFT, RIGHT, TOP, BOTTOM = 56, 200, 44, 62
-_USED = ("ink", "ink-band", "muted", "grid", "paper")
 
 
 def write_metric_svg(summary: StudySummary, path: Path, metric: str = "recall") -> Path:
@@ -60,11 +55,10 @@ def metric_svg(summary: StudySummary, metric: str = "recall") -> str:
     ratios = labels.ordered_ratios(shown)
     name, unit = labels.metric_name(metric)
     ends = [end for one in shown for end in (one.metrics[metric].low, one.metrics[metric].high)]
-    scale = _Scale(0.0, 1.0) if metric.startswith("recall") else _Scale(min(ends), max(ends))
+    scale = Scale(0.0, 1.0) if metric.startswith("recall") else Scale(min(ends), max(ends))
     series = sorted(group(shown), key=lambda one: list(styles).index(one.mixer))
-    parts = [f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}" rx="6"/>']
-    parts += [f'<text class="title" x="{LEFT}" y="24">{escape(f"{name}, {unit}" if unit else name)}</text>']
-    parts += _axes(scale, ratios, metric)
+    parts = [heading(f"{name}, {unit}" if unit else name)]
+    parts += axes(scale, _ticks(scale, metric), ratios, "linear layers per full layer")
     parts += [_band(one, metric, scale) for one in shown if is_transformer(one)]
     lines = [one for one in series if not is_transformer(one.members[0])]
     for index, one in enumerate(lines):
@@ -73,62 +67,18 @@ def metric_svg(summary: StudySummary, metric: str = "recall") -> str:
     for one in series:
         if one not in lines:
             parts += _line(one, metric, scale, ratios, 0.0, styles[one.mixer])
-    parts += _legend(styles)
-    note = labels.interval_note((metric, one.metrics[metric]) for one in shown)
-    parts.append(f'<text class="note" x="{LEFT}" y="{HEIGHT - 10}">{escape(note)}</text>')
-    label = escape(f"{name} against ratio by mixer, study {summary.name}")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'role="img" aria-label="{label}">\n<title>{label}</title>\n<style>{_css(styles)}</style>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )
+    parts += legend(styles.values())
+    parts.append(footnote(labels.interval_note((metric, one.metrics[metric]) for one in shown)))
+    return document(f"{name} against ratio by mixer, study {summary.name}", styles.values(), parts)
 
 
-class _Scale:
-    """From values to pixels, with round ticks."""
-
-    def __init__(self, low: float, high: float) -> None:
-        reach = (high - low) or abs(high) or 1.0
-        power = 10.0 ** math.floor(math.log10(reach / 4))
-        step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if reach / (power * factor) <= 5)
-        if (low, high) == (0.0, 1.0):
-            step = 0.25
-        self.low, self.high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-        if self.low == self.high:
-            self.high += step
-        self.digits = max(0, next(digits for digits in range(12) if math.isclose(round(step, digits), step)))
-        self.ticks = [self.low + index * step for index in range(round((self.high - self.low) / step) + 1)]
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+def _ticks(scale: Scale, metric: str) -> list[str]:
+    if metric.startswith("decode@"):
+        return [labels.number(metric, tick) for tick in scale.ticks]
+    return [f"{tick:.{scale.digits}f}" for tick in scale.ticks]
 
 
-def _x(place: float, count: int) -> float:
-    return round(LEFT + (place + 0.5) * (WIDTH - LEFT - RIGHT) / count, 1)
-
-
-def _axes(scale: _Scale, ratios: list[str], metric: str) -> list[str]:
-    right = WIDTH - RIGHT
-    parts = []
-    for tick in scale.ticks:
-        y = scale(tick)
-        parts.append(f'<path class="grid" d="M{LEFT} {y}H{right}"/>')
-        text = labels.number(metric, tick) if metric.startswith("decode@") else f"{tick:.{scale.digits}f}"
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{text}</text>')
-    for place, ratio in enumerate(ratios):
-        x = _x(place, len(ratios))
-        parts.append(
-            f'<text class="tick" x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{escape(ratio)}</text>'
-        )
-    middle = (LEFT + right) / 2
-    title = "linear layers per full layer"
-    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - BOTTOM + 36}" text-anchor="middle">{title}</text>')
-    return parts
-
-
-def _band(one: Configuration, metric: str, scale: _Scale) -> str:
+def _band(one: Configuration, metric: str, scale: Scale) -> str:
     value = one.metrics[metric]
     top, bottom = scale(value.high), scale(value.low)
     width = WIDTH - LEFT - RIGHT
@@ -138,45 +88,13 @@ def _band(one: Configuration, metric: str, scale: _Scale) -> str:
     )
 
 
-def _line(series: Series, metric: str, scale: _Scale, ratios: list[str], shift: float, style: Style) -> list[str]:
-    points = [(_x(ratios.index(one.ratio) + shift, len(ratios)), one.metrics[metric]) for one in series.members]
-    path = "L".join(f"{x} {scale(value.mean)}" for x, value in points)
-    parts = [f'<g class="{style.colour}">']
-    if len({x for x, _ in points}) == len(points) > 1:
-        parts.append(f'<path class="line" d="M{path}"/>')
-    for x, value in points:
-        if value.over != "none":
-            parts.append(f'<path class="bar" d="M{x} {scale(value.low)}V{scale(value.high)}"/>')
-        y = scale(value.mean)
-        parts.append(
-            f'<path d="{SYMBOLS[style.symbol]}" transform="translate({round(x - 5, 1)} {round(y - 5, 1)}) scale(.83)"/>'
+def _line(series: Series, metric: str, scale: Scale, ratios: list[str], shift: float, style: Style) -> list[str]:
+    points = [
+        (
+            place(ratios.index(one.ratio) + shift, len(ratios)),
+            scale((value := one.metrics[metric]).mean),
+            None if value.over == "none" else (scale(value.low), scale(value.high)),
         )
-    return [*parts, "</g>"]
-
-
-def _legend(styles: dict[str, Style]) -> list[str]:
-    parts = []
-    for index, style in enumerate(styles.values()):
-        y = TOP + 6 + 24 * index
-        x = WIDTH - RIGHT + 20
-        parts.append(
-            f'<g class="{style.colour}"><path d="{SYMBOLS[style.symbol]}" transform="translate({x} {y - 6})"/></g>'
-            f'<text class="name" x="{x + 20}" y="{y + 5}">{escape(style.label)}</text>'
-        )
-    return parts
-
-
-def _css(styles: dict[str, Style]) -> str:
-    roles = [*_USED, *(style.colour for style in styles.values() if style.colour not in _USED)]
-    rules = (
-        "text{font:13px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:var(--ink)}"
-        ".title{font-weight:600;font-size:15px}.tick,.note{fill:var(--muted)}.note{font-size:11px}"
-        ".paper{fill:var(--paper)}.grid{stroke:var(--grid)}.band{fill:var(--ink-band)}"
-        ".mean{stroke:var(--ink);stroke-dasharray:2 3}.line{fill:none;stroke-width:2}.bar{stroke-width:1.4}"
-    )
-    used = dict.fromkeys(style.colour for style in styles.values())
-    rules += "".join(
-        f".{role}{{fill:var(--{role});stroke:none}}.{role} .line,.{role} .bar{{stroke:var(--{role})}}" for role in used
-    )
-    themes = {theme: "".join(f"--{role}:{colours[role]};" for role in roles) for theme, colours in PALETTE.items()}
-    return f":root{{{themes['light']}}}@media(prefers-color-scheme:dark){{:root{{{themes['dark']}}}}}{rules}"
+        for one in series.members
+    ]
+    return marks(points, style, joined=len({x for x, _, _ in points}) == len(points))

@@ -59,7 +59,7 @@ def paper_claims(configurations: Sequence[Configuration], guards: Sequence[Guard
             mixers.setdefault(one.mixer, {}).setdefault(one.ratio, one)
     grid = _Grid(mixers, transformer)
     void = next((guard.message for guard in guards if guard.metric == "recall" and not guard.learnt), None)
-    return [_judge(claim, grid, void) for claim in _CLAIMS]
+    return [_judge(claim, grid, void) for claim in STUDY_CLAIMS.values()]
 
 
 def best_pure_is_not_best_hybrid(grid: _Grid) -> Outcome:
@@ -167,7 +167,18 @@ def gates_reach_the_transformer(grid: _Grid) -> Outcome:
 
 
 @dataclass(frozen=True)
-class _Claim:
+class StudyClaim:
+    """One sentence of the paper with its rule.
+
+    Args:
+        name: of the claim.
+        sentence: what the paper says.
+        published: its figures.
+        rule: in words.
+        decide: the rule.
+        recall: decided on recall; else on the loss.
+    """
+
     name: str
     sentence: str
     published: str
@@ -176,7 +187,7 @@ class _Claim:
     recall: bool
 
 
-def _judge(claim: _Claim, grid: _Grid, void: str | None) -> PaperClaim:
+def _judge(claim: StudyClaim, grid: _Grid, void: str | None) -> PaperClaim:
     verdict, seen = claim.decide(grid)
     metric = "recall" if claim.recall else "loss"
     if any(one.over == "batches" for ratios in grid.measured(metric).values() for one in ratios.values()):
@@ -198,8 +209,8 @@ def _span(one: Interval) -> str:
     return text if one.over == "none" else f"{text} ({one.low:.3f} to {one.high:.3f})"
 
 
-_CLAIMS = [
-    _Claim(
+_CLAIM_LIST = [
+    StudyClaim(
         name="best-pure-is-not-best-hybrid",
         sentence="The mixer that is best on its own is not the mixer that is best in a hybrid.",
         published="Average of six language tasks, both scales: pure, Gated DeltaNet .487 before HGRN2 .486; at 6:1, "
@@ -210,7 +221,7 @@ _CLAIMS = [
         decide=best_pure_is_not_best_hybrid,
         recall=False,
     ),
-    _Claim(
+    StudyClaim(
         name="loss-hardly-depends-on-ratio",
         sentence="Language modelling hardly depends on the ratio of linear to full layers.",
         published="Average of six language tasks over all mixers: 24:1 .476, 12:1 .478, 6:1 .480, 3:1 .479, pure .472.",
@@ -220,7 +231,7 @@ _CLAIMS = [
         decide=loss_hardly_depends_on_ratio,
         recall=False,
     ),
-    _Claim(
+    StudyClaim(
         name="recall-grows-with-full-layers",
         sentence="Recall improves with more full-attention layers, and most of the gain is there at 3:1.",
         published="RULER average, 1.3B, four mixers: pure .256, 24:1 .338, 12:1 .340, 6:1 .390, 3:1 .397 "
@@ -232,7 +243,7 @@ _CLAIMS = [
         decide=recall_grows_with_full_layers,
         recall=True,
     ),
-    _Claim(
+    StudyClaim(
         name="gates-reach-the-transformer",
         sentence="At 3:1, gated and delta-rule mixers reach the transformer's recall; HGRN and RetNet do not.",
         published="RULER average, 1.3B, at 3:1: Gated DeltaNet .436, DeltaNet .426, HGRN2 .395, GLA .332, "
@@ -244,3 +255,6 @@ _CLAIMS = [
         recall=True,
     ),
 ]
+
+#: By name.
+STUDY_CLAIMS = {claim.name: claim for claim in _CLAIM_LIST}

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from plait.catalog import names
 from plait.errors import OptionError, nearest
+from plait.study.resources import Resources
 from plait.training.config import Positive, Strict, read_yaml, validated
 
 #: Short names of grid axes.
@@ -90,6 +91,7 @@ class StudyFile(Strict):
         overrides: values for some points only.
         thresholds: of the guard and the recommendation.
         contexts: context lengths at which cache bytes are computed; the longest one decides.
+        resources: what each trial asks of a cluster; ``overrides`` may set ``resources.KEY`` for some points.
         workers: processes at a time; None takes one per GPU, or one per core up to 8.
         vocab_size: what ``plait study plan`` assumes for a tokenizer that has to be downloaded.
     """
@@ -105,6 +107,7 @@ class StudyFile(Strict):
     overrides: list[Override] = Field(default_factory=list)
     thresholds: Thresholds = Thresholds()
     contexts: list[Positive] = Field(default_factory=lambda: [1024, 4096, 16384], min_length=1)
+    resources: Resources = Resources()
     workers: Positive | None = None
     vocab_size: Positive | None = None
 
@@ -147,6 +150,26 @@ def parse_study(values: Any, source: str) -> StudyFile:
 def load_study(path: Path) -> StudyFile:
     """Read and check a study file."""
     return parse_study(read_yaml(path), str(path))
+
+
+def shipped_study(name: str) -> Path:
+    """The file of a study that comes with plait.
+
+    Args:
+        name: such as ``hybrid-linear-mini``.
+
+    Raises:
+        OptionError: there is no such study.
+    """
+    package = Path(__file__).parent.parent
+    installed, source = package / "studies", package.parent.parent / "studies"  # the second in a source tree
+    folder = installed if installed.is_dir() else source
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise OptionError(
+            f"No study {name!r} comes with plait.{nearest(name, (one.stem for one in folder.glob('*.yaml')))}"
+        )
+    return path
 
 
 def _with_thresholds(study: StudyFile) -> StudyFile:

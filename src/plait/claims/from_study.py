@@ -1,0 +1,79 @@
+"""Claims whose experiment is a study: its trials are run once and shared by all claims about it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from plait.claims.contract import Announce, Claim, Measurement, Outcome
+from plait.errors import StudyError
+from plait.study.file import load_study, shipped_study
+from plait.study.runner import check_models, run_trials
+from plait.study.store import Store
+from plait.study.summarise import summarise
+from plait.study.summary import Configuration, Guard
+from plait.study.trials import trials
+
+
+class ClaimFromStudy(Claim):
+    """A claim that is decided on the configurations of a study.
+
+    Attributes:
+        study: name of a study that comes with plait.
+        tracks: those of its tracks that the claims need.
+        metrics: that the evidence keeps.
+    """
+
+    study: ClassVar[str]
+    tracks: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def judge(self, configurations: Sequence[Configuration], guards: Sequence[Guard]) -> Outcome:
+        """Apply the rule.
+
+        Args:
+            configurations: of the study, with the ``metrics``.
+            guards: whether the transformer learnt each track.
+        """
+
+    def measure(self, folder: Path, announce: Announce) -> Measurement:
+        path = shipped_study(self.study)
+        study = load_study(path)
+        study = study.model_copy(update={"tracks": {name: study.tracks[name] for name in self.tracks}})
+        found = trials(study, str(path))
+        check_models(found)
+        store = Store(Path(folder).parent / self.study)
+        announce(f"{len(found)} trials of {self.study}, in {store.folder}")
+        store.write_study(study, str(path), f"plait study run {store.folder}")
+        outcome = run_trials(store, found)
+        if outcome.failed:
+            raise StudyError(
+                f"{len(outcome.failed)} of {len(found)} trials failed; 'plait study status {store.folder}' says why."
+            )
+        summary = summarise(store.folder)
+        kept = [
+            one.model_copy(
+                update={
+                    "metrics": {name: one.metrics[name] for name in self.metrics if name in one.metrics},
+                    "parameters": {},
+                    "cache_bytes": {},
+                }
+            )
+            for one in summary.configurations
+        ]
+        data = {
+            "configurations": [one.model_dump(mode="json") for one in kept],
+            "guards": [guard.model_dump(mode="json") for guard in summary.guards],
+        }
+        seeds = sorted({trial.seed for trial in found})
+        return Measurement(data, summary.seconds, seeds, summary.versions, summary.machine)
+
+    def decide(self, data: dict[str, Any]) -> Outcome:
+        return self.judge(self.configurations(data), [Guard.model_validate(one) for one in data["guards"]])
+
+    def configurations(self, data: dict[str, Any]) -> list[Configuration]:
+        """The configurations that evidence holds."""
+        return [Configuration.model_validate(one) for one in data["configurations"]]
