@@ -48,6 +48,7 @@ PACKAGES = (
     "plait.evaluation.harness",
     "plait.fixtures",
     "plait.evaluation.fixtures",
+    "plait.probes",
     "plait.claims",
 )
 

@@ -25,7 +25,8 @@ class Method:
         target: ``module:Class``, imported on first use.
         title: the method's name in the literature.
         paper: arXiv number.
-        state: ``constant`` if the decoding state does not grow with the context, else ``grows``.
+        state: ``constant`` if the decoding state does not grow with the context, ``bounded`` if it grows until a window
+            is full, else ``grows``.
         notes: what the method cannot do, for the common tests and for readers.
     """
 
@@ -60,6 +61,35 @@ _METHODS = [
         "constant",
     ),
     Method("kda", "mixer", "plait.mixers.kda:KDA", "Kimi Delta Attention", "2510.26692", "constant"),
+    Method("mla", "mixer", "plait.mixers.mla:MLA", "Multi-head latent attention", "2405.04434", "grows"),
+    Method("lightning", "mixer", "plait.mixers.lightning:Lightning", "Lightning attention", "2602.11761", "constant"),
+    Method("lizard", "mixer", "plait.mixers.lizard:Lizard", "Lizard", "2507.09025", "bounded"),
+    Method("halo", "recipe", "plait.conversion.halo:Halo", "HALO", "2601.22156"),
+    Method("lizard", "recipe", "plait.conversion.lizard:Lizard", "Lizard", "2507.09025"),
+    Method("dense", "policy", "plait.policies.dense:Dense", "Dense attention", "1706.03762", "grows"),
+    Method("streaming", "policy", "plait.policies.streaming:Streaming", "StreamingLLM", "2309.17453", "constant"),
+    Method(
+        "vertical_slash",
+        "policy",
+        "plait.policies.vertical_slash:VerticalSlash",
+        "Vertical-Slash (MInference)",
+        "2407.02490",
+        "grows",
+    ),
+    Method("flex_prefill", "policy", "plait.policies.flex_prefill:FlexPrefill", "FlexPrefill", "2502.20766", "grows"),
+    Method("block_sparse", "policy", "plait.policies.block_sparse:BlockSparse", "Block-sparse", "2407.02490", "grows"),
+    Method("quest", "policy", "plait.policies.quest:Quest", "Quest", "2406.10774", "grows"),
+    Method("snapkv", "policy", "plait.policies.snapkv:SnapKV", "SnapKV", "2404.14469", "grows"),
+    Method("ada_snapkv", "policy", "plait.policies.ada_snapkv:AdaSnapKV", "Ada-SnapKV", "2407.11550", "grows"),
+    Method("h2o", "policy", "plait.policies.h2o:H2O", "H2O", "2306.14048", "constant"),
+    Method("recycled", "policy", "plait.policies.recycled:Recycled", "Recycled Attention", "2411.05787", "grows"),
+    Method(
+        "duo_attention", "policy", "plait.policies.duo_attention:DuoAttention", "DuoAttention", "2410.10819", "grows"
+    ),
+    Method(
+        "prefill_decode", "policy", "plait.policies.combined:PrefillDecode", "One for prefill, one for decoding", ""
+    ),
+    Method("per_layer", "policy", "plait.policies.combined:PerLayer", "One for each layer", ""),
     Method("mqar", "task", "plait.data.tasks.mqar:MQAR", "Multi-query associative recall", "2312.04927"),
     Method("lag", "task", "plait.data.tasks.lag:Lag", "Lag", "Jaeger 2002"),
     Method("key_value", "task", "plait.data.tasks.key_value:KeyValueRetrieval", "Key-value retrieval", "2307.03172"),
@@ -228,6 +258,12 @@ _METHODS = [
     ),
     Method("records", "benchmark", "plait.evaluation.prompts.records:Records", "Made-up records", "2402.18668"),
     Method("longbench", "benchmark", "plait.evaluation.prompts.longbench:LongBench", "LongBench", "2308.14508"),
+    Method("retrieval_heads", "probe", "plait.probes.retrieval_heads:RetrievalHeads", "Retrieval heads", "2404.15574"),
+    Method("attention_sinks", "probe", "plait.probes.attention_sinks:AttentionSinks", "Attention sinks", "2410.10781"),
+    Method(
+        "logit_growth", "probe", "plait.probes.logit_growth:LogitGrowth", "Growth of attention logits", "2501.19399"
+    ),
+    Method("state_norms", "probe", "plait.probes.state_norms:StateNorms", "Norms of recurrent states", ""),
     Method(
         "best_pure_is_not_best_hybrid",
         "claim",
@@ -255,6 +291,27 @@ _METHODS = [
         "plait.claims.hybrid_study:GatesReachTheTransformer",
         "Gated and delta mixers reach the transformer",
         "2507.06457",
+    ),
+    Method(
+        "recall_grows_with_the_state",
+        "claim",
+        "plait.claims.state_size:RecallGrowsWithTheState",
+        "Recall grows with the state",
+        "2402.18668",
+    ),
+    Method(
+        "retrieval_heads_are_sparse",
+        "claim",
+        "plait.claims.retrieval:RetrievalHeadsAreSparse",
+        "Retrieval heads are sparse",
+        "2404.15574",
+    ),
+    Method(
+        "retrieval_heads_are_causal",
+        "claim",
+        "plait.claims.retrieval:RetrievalHeadsAreCausal",
+        "Retrieval heads are causal",
+        "2404.15574",
     ),
 ]
 

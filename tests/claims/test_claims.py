@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -32,7 +32,7 @@ class MoreIsBetter(Claim):
     experiment = ("Two numbers.", "No data.", "Compared: a and b.", "Measured: themselves.")
     rule = "Holds if the interval of b lies above that of a."
     change = "Other numbers."
-    measured = {"a": value(1.0), "b": value(2.0)}
+    measured: ClassVar = {"a": value(1.0), "b": value(2.0)}
 
     def measure(self, folder: Path, announce: Any) -> Measurement:
         announce("measuring")

@@ -24,9 +24,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("plait.cli.compare", "Compare two measured models on the same samples."),
     "generate": ("plait.cli.generate", "Continue a prompt with a model."),
     "fixture": ("plait.cli.fixture", "Train a small model that solves recall tasks."),
+    "convert": ("plait.cli.convert", "Convert a pretrained transformer into a hybrid."),
     "import": ("plait.cli.import_model", "Take over a model of another library."),
     "export": ("plait.cli.export_model", "Write a model in another library's layout."),
+    "plan": ("plait.cli.plan", "Show the layer plans that fit in a memory: cache, speed and recall."),
     "study": ("plait.cli.study", "Run, plan and report a grid of trials."),
+    "probe": ("plait.cli.probe", "Measure inside a model: retrieval heads, sinks, growth."),
     "claim": ("plait.cli.claim", "Try what papers claim, at small scale."),
     "bench": ("plait.cli.bench", "Time plait's operations against named peers."),
 }

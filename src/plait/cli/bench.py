@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from plait.cli.output import print_json, print_table, size
+
+if TYPE_CHECKING:
+    from plait.benchmarks.timing import Ratio
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -234,6 +237,40 @@ def memory(
     print_table(header, rows, right=(3, 5, 6))
 
 
+@app.command("sequence")
+def sequence(
+    shape: Annotated[str, typer.Option(metavar="B-T-H-D", help="Sizes of the whole.")] = "B1-T8192-H8-D64",
+    processes: Annotated[int, typer.Option(min=2, help="Processes of one thread that share the sequence.")] = 2,
+    direction: Annotated[
+        Literal["forward", "forward+backward"], typer.Option(help="What is timed.")
+    ] = "forward+backward",
+    repeats: Repeats = 7,
+    as_json: Json = False,
+) -> None:
+    """Time softmax attention with the sequence in pieces on several processes of this machine, against one process."""
+    from plait.benchmarks.machine import description
+    from plait.benchmarks.sequence import time_sequence
+    from plait.benchmarks.shapes import Shape
+
+    timings = time_sequence(Shape.parse(shape), processes, repeats, direction == "forward+backward", _announce)
+    head = {**description("cpu"), "threads": 1, "shape": shape, "direction": direction}
+    if as_json:
+        print_json({"machine": head, "timings": [asdict(timing) for timing in timings]})
+        return
+    typer.echo(f"{shape}, {direction}, {head['dtype']}, gloo, 1 thread a process, torch {head['torch']}")
+    typer.echo(
+        "over ...: how often longer one process takes (median, and quartiles of the turns); above 1, it is slower"
+    )
+    typer.echo("MB sent: by one process in a call\n")
+    header = ["way", "processes", "ms", "MB sent", "over fused", "spread", "over vanilla", "spread"]
+    rows = [
+        [t.way, str(t.processes), f"{t.milliseconds:.0f}", f"{t.megabytes:.1f}"]
+        + [cell for r in (t.over_fused, t.over_vanilla) for cell in _cells_of(r)]
+        for t in timings
+    ]
+    print_table(header, rows, right=(1, 2, 3, 4, 6))
+
+
 def _heading(device: str) -> dict[str, Any]:
     """The machine and its ceilings, measured now."""
     from plait.benchmarks import machine
@@ -255,6 +292,10 @@ def _print_heading(head: dict[str, Any]) -> None:
 
 def _ratio_cells(median: float, low: float, high: float) -> list[str]:
     return [f"{median:.2f}", f"{low:.2f} to {high:.2f}"]
+
+
+def _cells_of(found: Ratio | None) -> list[str]:
+    return ["", ""] if found is None else _ratio_cells(found.median, found.low, found.high)
 
 
 def _numbers(option: str, text: str) -> Sequence[int]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from plait.cli.evaluate_suites import Chosen, measure_suites
+from plait.cli.options import integers, key_values
 from plait.cli.output import print_json, print_table, size
 from plait.errors import OptionError
 
@@ -57,7 +57,9 @@ def command(
         given = [name for name, value in own.items() if value is not None]
         if given:
             raise OptionError(f"{given[0]} does not go with --suite, --tasks or --harness: use two calls.")
-        chosen = Chosen(_names(suite), _names(tasks), _names(harness), _lengths(lengths), limit, _pairs(option or []))
+        chosen = Chosen(
+            _names(suite), _names(tasks), _names(harness), _lengths(lengths), limit, key_values(option or [])
+        )
         measure_suites(model, chosen, data_dir, out, batch_size, as_json)
         return
     alone = {"--lengths": lengths, "--limit": limit, "--option": option, "--data-dir": data_dir, "--out": out}
@@ -66,7 +68,7 @@ def command(
         raise OptionError(f"{given[0]} goes with --suite, --tasks or --harness, and none of them is given.")
     rows = None if batch_size is None else _positive(batch_size)
     changes: dict[str, Any] = {"batches": batches, "ar_hits_rare_below": rare_below}
-    changes["decode_contexts"] = None if contexts is None else _integers(contexts, "contexts")
+    changes["decode_contexts"] = None if contexts is None else integers(contexts, "contexts")
     changes["mqar"] = None if mqar is None else _settings(mqar)
 
     from plait.evaluation.run import evaluate, open_model
@@ -139,31 +141,13 @@ def _names(text: str | None) -> list[str]:
 
 
 def _lengths(text: str | None) -> list[int]:
-    return [] if text is None else _integers(text, "lengths")
+    return [] if text is None else integers(text, "lengths")
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise OptionError(f"--batch-size {text!r} must be a whole number of at least 1 (auto goes with --suite).")
     return int(text)
-
-
-def _pairs(texts: list[str]) -> dict[str, Any]:
-    """Options as a mapping; values are read as YAML: numbers, true, null, lists."""
-    pairs: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise OptionError(f"--option {text!r}: write NAME=VALUE.")
-        pairs[name.strip()] = yaml.safe_load(value)
-    return pairs
-
-
-def _integers(text: str, option: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise OptionError(f"--{option} {text!r}: write whole numbers with commas between, such as 512,2048.")
-    return [int(part) for part in parts]
 
 
 def _settings(text: str) -> list[dict[str, int]]:

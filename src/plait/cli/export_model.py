@@ -13,8 +13,8 @@ def command(
     model: Annotated[str, typer.Argument(help="Folder of a run or of a saved model, or a name on the hub.")],
     out: Annotated[str, typer.Argument(help="Folder to write, new or empty.")],
     to: Annotated[
-        Literal["fla", "llama", "qwen3"],
-        typer.Option(help="Layout: fla is flash-linear-attention's; llama and qwen3 are transformers'."),
+        Literal["fla", "llama", "qwen3", "qwen3_next", "qwen3_5", "olmo_hybrid", "kimi_linear"],
+        typer.Option(help="Layout: fla is flash-linear-attention's, all others are transformers'."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

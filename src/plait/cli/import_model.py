@@ -11,7 +11,8 @@ def command(
     model: Annotated[
         str,
         typer.Argument(
-            help="Folder of flash-linear-attention or of transformers (llama, qwen3), or a name on the hub."
+            help="Folder of flash-linear-attention or of transformers (llama, qwen3, qwen3_next, qwen3_5, olmo_hybrid, "
+            "kimi_linear), or a name on the hub."
         ),
     ],
     out: Annotated[str, typer.Argument(help="Folder to write, new or empty.")],
@@ -19,18 +20,14 @@ def command(
 ) -> None:
     """Read a model of another library and save it as plait's."""
     from plait.cli.model_summary import print_summary
-    from plait.models.checkpoints import from_transformers, load_fla
+    from plait.models.checkpoints import load_fla, load_transformers
     from plait.models.checkpoints.folders import copy_tokenizer, find_folder, model_type, new_folder
+    from plait.models.checkpoints.twins import BY_MODEL_TYPE
     from plait.training.runner import quiet
 
     target = new_folder(out)
     source = find_folder(model)
     with quiet():
-        if model_type(source) in ("llama", "qwen3"):
-            from transformers import AutoModelForCausalLM
-
-            network = from_transformers(AutoModelForCausalLM.from_pretrained(source, dtype="auto"))
-        else:
-            network = load_fla(source)
+        network = load_transformers(source) if model_type(source) in BY_MODEL_TYPE else load_fla(source)
         network.save_pretrained(target)
     print_summary(network, model, out, copy_tokenizer(source, target), as_json)

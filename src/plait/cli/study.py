@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.cli.output import print_json, print_table, quantity, size
+from plait.cli import study_scaling
+from plait.cli.output import print_json, print_table, size
 
 if TYPE_CHECKING:
+    from plait.study.file import StudyFile
     from plait.study.store import Store
     from plait.study.summary import StudySummary
+    from plait.study.trials import Trial
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -21,6 +24,8 @@ File = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Study file; see
 Target = Annotated[Path, typer.Argument(metavar="FILE.yaml|FOLDER", help="Study file, or the folder of its results.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_CLUSTER_HELP = "Run on machines joined by Ray: HOST:PORT, auto (the one this machine belongs to) or local."
+_STORAGE_HELP = "With --cluster, where checkpoints and results go when no file system is shared; s3://..., file://..."
 
 
 @app.callback()
@@ -34,6 +39,9 @@ def run(
     out: Out = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; the cores are divided.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    cluster: Annotated[str | None, typer.Option(metavar="ADDRESS", help=_CLUSTER_HELP)] = None,
+    storage: Annotated[str | None, typer.Option(metavar="URL", help=_STORAGE_HELP)] = None,
+    autoscaling: Annotated[bool, typer.Option(help="Wait for machines that fit, where there are none yet.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file, list the trials, run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -41,25 +49,38 @@ def run(
 
     Stopped or killed at any moment, the same command goes on. Exit status 1 when a trial failed.
     """
-    from plait.errors import StudyError
+    from plait.errors import OptionError, StudyError
     from plait.study.file import load_study
     from plait.study.runner import check_models, run_trials
     from plait.study.store import Store
     from plait.study.trials import trials
 
+    if cluster is None and (storage is not None or autoscaling):
+        raise OptionError(f"{'--storage' if storage is not None else '--autoscaling'} needs --cluster.")
     study = load_study(file)
     found = trials(study, str(file))
     check_models(found)
     store = Store(out or Path("runs") / study.name)
     if dry_run:
-        _print_status(
-            store, [{"trial": t.hash, "track": t.track, "key": t.key, "seed": t.seed} for t in found], as_json
-        )
+        _dry_run(store, study, found, as_json)
         return
     command = shlex.join(["plait", *sys.argv[1:]])
     store.write_study(study, str(file), command)
     try:
-        outcome = run_trials(store, found, workers or study.workers, retry_failed)
+        if cluster is None:
+            outcome = run_trials(store, found, workers or study.workers, retry_failed)
+        else:
+            from plait.study.cluster import run_on_cluster
+
+            outcome = run_on_cluster(
+                store,
+                found,
+                cluster,
+                storage=storage,
+                workers=workers,
+                retry_failed=retry_failed,
+                autoscaling=autoscaling,
+            )
     except KeyboardInterrupt:
         done = sum(store.result(trial) is not None for trial in found)
         typer.echo(f"\nplait: Stopped with {done} of {len(found)} trials done. To go on: {command}", err=True)
@@ -96,47 +117,34 @@ def report(target: Target, out: Out = None, as_json: Json = False) -> None:
 @app.command("plan")
 def plan(
     file: File,
-    peak_tflops: Annotated[float, typer.Option(help="Peak of one GPU; 989 is H100 in bf16, 312 is A100.")] = 989.0,
-    utilisation: Annotated[float, typer.Option(help="Model FLOPs utilisation, the share of the peak reached.")] = 0.4,
+    device: Annotated[str, typer.Option(help="a100, h100, h200, or cpu, which is timed.")] = "h100",
+    utilisation: Annotated[
+        float, typer.Option("--mfu", "--utilisation", help="Model FLOPs utilisation, the share of the peak reached.")
+    ] = 0.4,
+    peak: Annotated[float | None, typer.Option(help="Peak of one device in FLOP/s, instead of its maker's.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of one device, such as 40GB, instead of its own.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of one device for an hour; adds a column.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show trials, parameters, tokens, FLOPs, memory and GPU-hours, without building a tensor."""
+    """Show trials, parameters, tokens, FLOPs, memory, devices and hours, without building a tensor."""
+    from plait.cli import study_budget
+    from plait.planner import devices
     from plait.study.file import load_study
+    from plait.study.plan import Machine
     from plait.study.plan import plan as budgets
     from plait.study.trials import trials
 
     study = load_study(file)
-    rows = budgets(study, trials(study, str(file)), peak_tflops * 1e12, utilisation)
-    total = {
-        "trials": sum(row.trials for row in rows),
-        "tokens": sum(row.trials * row.tokens for row in rows),
-        "flops": sum(row.trials * row.flops for row in rows),
-        "gpu_hours": sum(row.trials * row.gpu_hours for row in rows),
-    }
+    found = devices.device(device).with_figures(peak, None, None if memory is None else devices.parse_bytes(memory))
+    machine = Machine(found, utilisation, price)
+    rows = budgets(study, trials(study, str(file)), machine)
     if as_json:
-        print_json({"configurations": [row.record() for row in rows], "total": total})
-        return
-    header = ["configuration", "track", "seeds", "linear+full", "parameters", "tokens", "FLOPs", "mixing"]
-    header += ["GPU memory", f"cache at {max(study.contexts):,}", "GPU-hours"]
-    cells = [
-        [r.key, r.track, str(r.trials), f"{r.n_linear}+{r.n_full}", f"{r.parameters:,}", quantity(r.tokens)]
-        + [
-            quantity(r.flops),
-            f"{r.mixing_flops / r.flops:.1%}",
-            size(r.memory),
-            size(r.cache_bytes),
-            _hours(r.gpu_hours),
-        ]
-        for r in rows
-    ]
-    print_table(header, cells, right=range(2, len(header)))
-    typer.echo(
-        f"\n{total['trials']} trials, {quantity(total['tokens'])} tokens, {quantity(total['flops'], 'FLOP')}: "
-        f"{_hours(total['gpu_hours'])} GPU-hours at {utilisation:.0%} of {peak_tflops:g} TFLOP/s.\n"
-        "FLOPs: 6 x parameters (without the input embedding) per token, plus three times the forward token mixing.\n"
-        "Memory: fp32 weights and gradients, two AdamW moments, and an estimate of the activations of one batch, "
-        "on one GPU without sharding."
-    )
+        print_json(study_budget.record(rows, machine))
+    else:
+        study_budget.show(study, rows, machine)
+
+
+app.command("scaling")(study_scaling.command)
 
 
 def _store(target: Path, out: Path | None) -> Store:
@@ -147,6 +155,32 @@ def _store(target: Path, out: Path | None) -> Store:
     if target.is_dir():
         return Store(target)
     return Store(out or Path("runs") / load_study(target).name)
+
+
+def _dry_run(store: Store, study: StudyFile, found: list[Trial], as_json: bool) -> None:
+    """List the trials, and what they cost on the device that ``plait study plan`` takes by default."""
+    from plait.cli import study_budget
+    from plait.errors import OptionError
+    from plait.planner import devices
+    from plait.study.plan import Machine
+    from plait.study.plan import plan as budgets
+
+    rows = [{"trial": t.hash, "track": t.track, "key": t.key, "seed": t.seed} for t in found]
+    machine = Machine(devices.device("h100"))
+    try:
+        planned = budgets(study, found, machine)
+    except OptionError as error:  # the study can run; only its cost is not known yet
+        planned, unknown = None, str(error)
+    if as_json:
+        cost = {"unknown": unknown} if planned is None else study_budget.record(planned, machine)
+        print_json({"folder": str(store.folder), "trials": rows, "plan": cost})
+        return
+    _print_status(store, rows, as_json)
+    typer.echo()
+    if planned is None:
+        typer.echo(f"What it costs is not known: {unknown}")
+    else:
+        study_budget.show(study, planned, machine)
 
 
 def _print_status(store: Store, rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -212,7 +246,3 @@ def _print_answer(summary: StudySummary) -> None:
             typer.echo(f"  void: {guard.message}")
     for claim in summary.claims:
         typer.echo(f"  {claim.verdict}: {claim.sentence}")
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ def command(
     """Train a model from a run file, then measure it; resumes where it stopped.
 
     Exit status 130 after Ctrl-C: a checkpoint was saved, and the same command goes on from it.
+    For several devices: torchrun --nproc-per-node N -m plait train CONFIG.yaml.
     """
     from plait.training.config import RunConfig, read_yaml, validated
 
@@ -30,13 +32,18 @@ def command(
     from plait.cli.evaluate import print_evaluation
     from plait.evaluation.run import train_and_evaluate
     from plait.training.checkpoint import write_json
-    from plait.training.runner import Interrupted
+    from plait.training.runner import Interrupted, train
 
     folder = out or Path("runs") / run.name
+    first = int(os.environ.get("RANK", 0)) == 0  # set by torchrun and accelerate
     try:
+        if not first:
+            train(run, folder, progress=False)
+            return
         result = train_and_evaluate(run, folder, announce=lambda line: typer.echo(line, err=True))
     except Interrupted as stop:
-        typer.echo(f"\nplait: {stop}", err=True)
+        if first:
+            typer.echo(f"\nplait: {stop}", err=True)
         raise typer.Exit(130) from None
     write_json(folder / "result.json", result)
     if as_json:

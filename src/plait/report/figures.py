@@ -154,7 +154,7 @@ def pareto_chart(summary: StudySummary, styles: dict[str, Style], context: int |
             }
         )
     layout = base_layout(f"cache of one sequence at {labels.integer(context)} tokens (log)", "recall")
-    layout["xaxis"] |= _byte_axis(min(sizes), max(sizes))
+    layout["xaxis"] |= byte_axis(min(sizes), max(sizes))
     note = labels.interval_note(("recall", one.metrics["recall"]) for one in shown)
     if front:
         note = f"The line joins the Pareto front: no other configuration recalls as much with a smaller cache. {note}"
@@ -361,7 +361,8 @@ def _named(front: list[Configuration], context: int, width: float) -> set[str]:
     return named
 
 
-def _byte_axis(smallest: float, largest: float) -> dict[str, Any]:
+def byte_axis(smallest: float, largest: float) -> dict[str, Any]:
+    """A logarithmic axis of bytes from ``smallest`` to ``largest``, with ticks at powers of two."""
     low, high = math.log2(smallest), math.log2(largest)
     margin = max(0.6, 0.1 * (high - low))
     first, last = math.ceil(low - margin), math.floor(high + margin)

@@ -65,8 +65,10 @@ def lines_svg(figure: LinesFigure) -> str:
     styles = _styles(figure.lines)
     parts = [heading(figure.title)]
     parts += axes(scale, [f"{tick:.{scale.digits}f}" for tick in scale.ticks], list(figure.categories), figure.axis)
-    for index, (line, style) in enumerate(zip(figure.lines, styles, strict=True)):
-        shift = 0.3 * (index / max(1, len(figure.lines) - 1) - 0.5) if len(figure.lines) > 1 else 0.0
+    compared = [line for line in figure.lines if not line.baseline]
+    for line, style in zip(figure.lines, styles, strict=True):
+        apart = len(compared) > 1 and not line.baseline
+        shift = 0.3 * (compared.index(line) / (len(compared) - 1) - 0.5) if apart else 0.0
         points = [
             (
                 place(position + shift, len(figure.categories)),

@@ -42,19 +42,22 @@ def place(index: float, count: int) -> float:
     return round(LEFT + (index + 0.5) * (WIDTH - LEFT - RIGHT) / count, 1)
 
 
-def document(label: str, styles: Iterable[Style], parts: Iterable[str]) -> str:
+def document(
+    label: str, styles: Iterable[Style], parts: Iterable[str], width: int = WIDTH, height: int = HEIGHT
+) -> str:
     """An SVG document on paper that follows the light or dark theme of the reader's system.
 
     Args:
         label: what the figure shows, for readers who cannot see it.
         styles: whose colours the parts use as classes.
         parts: elements.
+        width, height: pixels.
     """
     label = escape(label)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" aria-label="{label}">\n<title>{label}</title>\n<style>{_css(styles)}</style>\n'
-        + "\n".join([f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}" rx="6"/>', *parts])
+        + "\n".join([f'<rect class="paper" width="{width}" height="{height}" rx="6"/>', *parts])
         + "\n</svg>\n"
     )
 

@@ -1,0 +1,109 @@
+"""``plait convert``: a pretrained transformer becomes a hybrid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from plait.cli.output import print_json, print_table
+from plait.errors import OptionError
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a Llama or Qwen3 checkpoint, or fixture:NAME.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, new or of the same conversion.")],
+    recipe: Annotated[str, typer.Option(help="Name of a recipe; see plait list --kind recipe.")] = "halo",
+    ratio: Annotated[
+        str | None, typer.Option(help="Linear layers per full one: R:1, pure or full; else the recipe's.")
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option(help="How full layers are chosen: every, importance, heads; else the recipe's.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="The full layers themselves, such as 3,7.")] = None,
+    scores: Annotated[str | None, typer.Option(help="JSON table of retrieval heads, for --select heads.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Text file, corpus, or YAML file with a data section; else what the model was trained on."),
+    ] = None,
+    skip: Annotated[
+        str | None, typer.Option(help="Stages to leave out: select, transfer, align, distil, tune, merge.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Option of the recipe, such as align_steps=100."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Held-out rows that measure each stage.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of new weights and of the rows.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Convert a pretrained transformer into a hybrid; the same command goes on where it stopped."""
+    from plait.conversion.run import convert
+
+    try:
+        result = convert(
+            model,
+            recipe,
+            out,
+            ratio=ratio,
+            select=select,
+            layers=None if layers is None else _integers(layers),
+            scores=scores,
+            data=data,
+            skip=[] if skip is None else [name.strip() for name in skip.split(",") if name.strip()],
+            options=_options(overrides or []),
+            samples=samples,
+            seed=seed,
+            announce=lambda line: typer.echo(line, err=True),
+        )
+    except KeyboardInterrupt:
+        typer.echo("\nplait: Stopped; the same command goes on from the last checkpoint.", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(result.report)
+    else:
+        print_report(result.report, out)
+
+
+def print_report(report: dict[str, Any], out: Path) -> None:
+    """Print what each stage cost and what the model scored after it."""
+    named = [("teacher", report["teacher"], None)]
+    named += [(stage["name"], stage["after"], stage) for stage in report["stages"] if stage["after"] is not None]
+    columns = [*report["teacher"]["recall"], *report["teacher"]["bits_per_byte"]]
+    table = []
+    for name, scores, stage in named:
+        cost = ["", ""] if stage is None else [f"{stage['tokens']:,}", f"{stage['seconds']:.0f}"]
+        values = {**scores["recall"], **scores["bits_per_byte"]}
+        table.append([name, *cost, *(f"{values[column]:.3f}" for column in columns)])
+    print_table(["after", "tokens", "seconds", *columns], table, right=range(1, 3 + len(columns)))
+    kept = ", ".join(map(str, report["kept"])) or "none"
+    typer.echo(f"\nLayers that stay attention: {kept}. The model is in {out}.")
+
+
+def _integers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise OptionError(f"--layers {text!r}: write layer numbers from 0, such as 3,7.")
+    return [int(part) for part in parts]
+
+
+def _options(entries: list[str]) -> dict[str, Any]:
+    """Options of a recipe; values are read as YAML, where 1e-3 is a number too."""
+    options: dict[str, Any] = {}
+    for entry in entries:
+        name, equals, text = entry.partition("=")
+        if not equals or not name:
+            raise OptionError(f"--set {entry!r}: write KEY=VALUE, such as align_steps=100.")
+        value = yaml.safe_load(text)
+        options[name.strip()] = [_number(item) for item in value] if isinstance(value, list) else _number(value)
+    return options
+
+
+def _number(value: Any) -> Any:
+    """YAML takes ``1e-3`` for text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

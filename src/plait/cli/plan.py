@@ -1,0 +1,93 @@
+"""``plait plan``: which layer plans fit in a memory, what they cost, and which of them no other one beats."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plait.cli.output import print_json, print_table, quantity, size
+from plait.errors import OptionError
+
+if TYPE_CHECKING:
+    from plait.planner.candidates import Candidate
+    from plait.planner.request import Plan
+
+
+def command(
+    params: Annotated[str, typer.Option(help="Parameters, such as 340M or 1.3B; gives depth and width.")] = "1.3B",
+    context: Annotated[int, typer.Option(min=1, help="Tokens that each sequence holds.")] = 32768,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences decoded at a time.")] = 1,
+    memory: Annotated[str | None, typer.Option(help="Memory of the device, such as 24GiB, instead of its own.")] = None,
+    device: Annotated[str, typer.Option(help="a100, h100, h200, or cpu, which is timed.")] = "h100",
+    bandwidth: Annotated[float | None, typer.Option(help="Bytes/s of its memory, instead of its maker's.")] = None,
+    peak: Annotated[float | None, typer.Option(help="FLOP/s, instead of its maker's.")] = None,
+    study: Annotated[Path | None, typer.Option(help="A study's report.json: recall from there, not the paper.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Depth, instead of --params; with --hidden-size.")] = None,
+    hidden_size: Annotated[int | None, typer.Option(min=1, help="Width, instead of --params; with --layers.")] = None,
+    vocab_size: Annotated[int, typer.Option(min=1, help="Rows of the embedding and of the head.")] = 32000,
+    mixer: Annotated[list[str] | None, typer.Option(help="Linear mixer to consider; repeat it for more.")] = None,
+    ratio: Annotated[list[str] | None, typer.Option(help="pure or R:1; repeat it for more.")] = None,
+    placement: Annotated[list[str] | None, typer.Option(help="block_r_plus_1 or period_r; both by default.")] = None,
+    kv_heads: Annotated[list[int] | None, typer.Option(min=1, help="Key and value heads of the full layers.")] = None,
+    window: Annotated[list[int] | None, typer.Option(min=0, help="Window of the full layers; 0 for none.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show plans that another one beats as well.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write a page with the front drawn, such as plan.html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, all plans that fit included.")] = False,
+) -> None:
+    """Show the layer plans that fit in a memory: cache, speed and recall."""
+    from plait.planner import devices
+    from plait.planner.candidates import Grid, Load
+    from plait.planner.request import make_plan
+
+    if (layers is None) != (hidden_size is None):
+        raise OptionError("--layers and --hidden-size go together: give both, or --params alone.")
+    sizes = None if layers is None or hidden_size is None else (layers, hidden_size)
+    chosen: dict[str, Any] = {"mixers": mixer, "ratios": ratio, "placements": placement, "kv_heads": kv_heads}
+    if window:
+        chosen["windows"] = [tokens or None for tokens in window]
+    own = None if memory is None else devices.parse_bytes(memory)
+    plan = make_plan(
+        devices.parse_count(params) if sizes is None else sizes,
+        Load(context, batch),
+        devices.device(device).with_figures(peak, bandwidth, own),
+        study=study,
+        vocab_size=vocab_size,
+        grid=Grid(**{name: values for name, values in chosen.items() if values}),
+    )
+    if out is not None:
+        from plait.planner.page import write_page
+
+        write_page(plan, out, shlex.join(["plait", *sys.argv[1:]]), everything)
+        typer.echo(f"Page: {out}", err=True)
+    if as_json:
+        print_json(plan.record())
+    else:
+        _show(plan, everything)
+
+
+def _show(plan: Plan, everything: bool) -> None:
+    shape, load, device, choice = plan.shape, plan.load, plan.device, plan.choice
+    typer.echo(
+        f"{shape.layers} layers of width {shape.hidden_size}, vocabulary {shape.vocab_size:,}: {shape.rule}.\n"
+        f"{load.batch} x {load.context:,} tokens in bf16 on {device.name}: {size(device.memory)}, "
+        f"{quantity(device.bandwidth, 'B/s')}, {quantity(device.peak, 'FLOP/s')} ({device.source}).\n"
+    )
+    best = {one.key for one in choice.front}
+    shown = choice.fits if everything else choice.front
+    header = ["plan", "full", "parameters", "weights", "cache", "state", "memory", "prefill", "tokens/s", "recall"]
+    header += ["source"] + (["front"] if everything else [])
+    rows = [_row(one) + (["yes" if one.key in best else ""] if everything else []) for one in shown]
+    if rows:
+        print_table(header, rows, right=range(1, 10))
+    typer.echo("\n" + "\n".join(plan.sentences(everything)))
+
+
+def _row(one: Candidate) -> list[str]:
+    row: list[Any] = [one.key, str(one.n_full), f"{one.parameters:,}", size(one.weight_bytes), size(one.cache_bytes)]
+    row += [size(one.state_bytes), size(one.memory), quantity(one.prefill_flops, "FLOP")]
+    row += [f"{one.tokens_per_second:,.0f}"]
+    return row + (["unknown", ""] if one.recall is None else [f"{one.recall.value:.3f}", one.recall.source])

@@ -1,0 +1,88 @@
+"""Looks at a model's attention while it runs densely: queries, keys and rows of weights, never all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from plait.policies.call import Call
+from plait.policies.dense import Dense
+from plait.policies.runtime import Applied
+from plait.policies.store import Keys
+from plait.probes.contract import Probe
+
+
+class Watched(Dense):
+    """Dense attention that shows each layer's call and the keys that it scores.
+
+    Args:
+        show: told of every layer's call before it attends.
+    """
+
+    def __init__(self, show: Callable[[Call, Keys], None]) -> None:
+        super().__init__()
+        self._show = show
+
+    def prefill(self, call: Call) -> Tensor:
+        self._show(call, self.keys(call))
+        return super().prefill(call)
+
+    def decode(self, call: Call) -> Tensor:
+        self._show(call, self.keys(call))
+        return super().decode(call)
+
+
+class AttentionProbe(Probe):
+    """A probe of softmax attention: a subclass says what it does with each layer's call in :meth:`show`."""
+
+    def __init__(self, model: nn.Module, options: Any = None) -> None:
+        super().__init__(model, options)
+        self._applied: Applied | None = None
+
+    def show(self, call: Call, keys: Keys) -> None:
+        """Look at one layer's call.
+
+        Args:
+            call: queries at their positions.
+            keys: what they are scored against.
+        """
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        applied = Applied(self.model, Watched(self.show), type(self).__name__)
+        applied.__enter__()
+        self._applied = applied
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._applied is not None
+        self._applied.__exit__(kind, error, traceback)
+        self._applied = None
+
+
+def logits(call: Call, keys: Keys, q: Tensor, positions: Tensor) -> Tensor:
+    """Logits of some queries, minus infinity where a query does not see a key.
+
+    Args:
+        call: for the scoring.
+        keys: ``(B, G, S, D)``.
+        q: ``(B, H, W, D)``.
+        positions: ``(B, W)`` of the queries.
+
+    Returns:
+        ``(B, H, W, S)`` in fp32 or wider.
+    """
+    group = q.shape[1] // keys.keys.shape[1]
+    products = q @ keys.keys.repeat_interleave(group, dim=1).mT
+    scores = products.to(torch.promote_types(products.dtype, torch.float32)) * call.scoring.scale
+    if call.scoring.softcap is not None:
+        scores = torch.tanh(scores / call.scoring.softcap) * call.scoring.softcap
+    places = keys.places()
+    places = places.expand(q.shape[0], keys.keys.shape[1], -1).repeat_interleave(group, dim=1)
+    return scores.masked_fill(places[:, :, None] > positions[:, None, :, None], float("-inf"))
