@@ -35,7 +35,7 @@ def test_forward_of_24_layers(mixer: str, T: int, flops: float) -> None:
 
 @pytest.mark.parametrize(
     ("mixer", "per_element"),
-    [("retnet", 5), ("hgrn", 5), ("gla", 7), ("hgrn2", 7), ("deltanet", 8), ("gated_deltanet", 8)],
+    [("retnet", 5), ("hgrn", 5), ("gla", 7), ("hgrn2", 7), ("deltanet", 8), ("gated_deltanet", 8), ("kda", 8)],
 )
 def test_flops_per_state_element(mixer: str, per_element: int) -> None:
     cls = catalog.get(mixer).load()

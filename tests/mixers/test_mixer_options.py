@@ -21,6 +21,7 @@ def options(mixer: str, **values: Any) -> MixerOptions:
     [
         ("attention", (16, 16, 64), (32, 32, 64), (2, 2, 32)),
         ("gated_deltanet", Heads(4, 4, 256, 256), Heads(8, 8, 256, 256), Heads(2, 2, 32, 32)),
+        ("kda", Heads(8, 8, 128, 128), Heads(16, 16, 128, 128), Heads(2, 2, 32, 32)),
         ("deltanet", Heads(8, 8, 128, 128), Heads(16, 16, 128, 128), Heads(2, 2, 32, 32)),
         ("gla", Heads(4, 4, 128, 256), Heads(4, 4, 256, 512), Heads(4, 4, 8, 16)),
         ("hgrn2", Heads(8, 8, 128, 128), Heads(16, 16, 128, 128), Heads(2, 2, 32, 32)),
@@ -51,6 +52,7 @@ def test_default_heads_divide_odd_widths(mixer: str, hidden_size: int) -> None:
         ("deltanet", 262144),
         ("gla", 524288),
         ("gated_deltanet", 524288),
+        ("kda", 262144),
         ("retnet", 1048576),
     ],
 )
@@ -75,6 +77,9 @@ def test_states_at_2048_are_those_of_the_published_models(mixer: str, elements: 
         ("deltanet", {"conv_size": 0}, r"conv_size=0: must be above 0"),
         ("hgrn", {"expand_ratio": -1}, r"expand_ratio=-1"),
         ("hgrn2", {"num_heads": 0}, r"num_heads=0"),
+        ("gated_deltanet", {"norm_eps": 0.0}, r"norm_eps=0.0: must be above 0"),
+        ("kda", {"lower_bound": 5.0}, r"lower_bound=5.0: bounds a log decay"),
+        ("attention", {"partial_rotary_factor": 1.5}, r"partial_rotary_factor=1.5: is a share"),
         ("attention", {"window": 0}, r"window=0"),
         ("attention", {"num_heads": -2}, r"num_heads=-2"),
     ],
@@ -93,6 +98,7 @@ def test_wrong_values(mixer: str, values: dict[str, Any], message: str) -> None:
         ("gated_deltanet", {"num_heads": 7}, r"num_heads=7: does not divide hidden_size 60; set head_dim"),
         ("gated_deltanet", {"num_heads": 2, "num_v_heads": 3}, r"num_v_heads=3: must be a multiple of num_heads 2"),
         ("gated_deltanet", {"num_heads": 4, "expand_v": 0.3}, r"expand_v=0.3"),
+        ("attention", {"head_dim": 6, "partial_rotary_factor": 0.5}, r"partial_rotary_factor=0.5: turns 3 of the 6"),
         ("deltanet", {"num_heads": 7}, r"expand_k=1.0: hidden_size 60 .* 7 heads"),
         ("gla", {"num_heads": 8}, r"expand_k=0.5: .* is 30, which 8 heads"),
         ("retnet", {"num_heads": 4}, r"num_heads=4: rotary pairs need an even head dim, not 15"),

@@ -33,8 +33,11 @@ class AttentionOptions(MixerOptions):
         num_kv_heads: key and value heads N, a divisor of ``num_heads``; None: as many.
         head_dim: channels D of a head. None: ``hidden_size // num_heads``.
         rope_base: base of the rotary embedding; None for no positions.
-        qk_norm: RMS norm on every query and key head, before the rotary embedding.
+        partial_rotary_factor: share of a head's channels that the rotary embedding turns, the first ones.
+        qk_norm: RMS norm on queries and keys, before the rotary embedding.
         qk_norm_eps: epsilon of that norm; None: the model's.
+        qk_norm_per_head: one norm for every head, all with the same weights; otherwise one over all heads together,
+            as in OLMo 2.
         window: tokens that a query sees, itself included; None: all before it.
         output_gate: multiply the result with ``sigmoid(W_g x)``.
         qkv_bias: biases on the query, key and value projections.
@@ -48,8 +51,10 @@ class AttentionOptions(MixerOptions):
     num_kv_heads: int | None = None
     head_dim: int | None = None
     rope_base: float | None = 10000.0
+    partial_rotary_factor: float = 1.0
     qk_norm: bool = False
     qk_norm_eps: float | None = None
+    qk_norm_per_head: bool = True
     window: int | None = None
     output_gate: bool = False
     qkv_bias: bool = False
@@ -58,7 +63,8 @@ class AttentionOptions(MixerOptions):
 
     def __post_init__(self) -> None:
         self.require_positive("num_heads", "num_kv_heads", "head_dim", "rope_base", "window", "conv_size")
-        self.require_positive("qk_norm_eps")
+        self.require_positive("qk_norm_eps", "partial_rotary_factor")
+        self.require(self.partial_rotary_factor <= 1, "partial_rotary_factor", "is a share: 1 at most")
 
     def heads(self, dims: Dims) -> tuple[int, int, int]:
         """Query heads H, key-value heads N and head dim D in a model of these ``dims``.
@@ -76,9 +82,16 @@ class AttentionOptions(MixerOptions):
             D = size // H
         N = self.num_kv_heads or H
         self.require(H % N == 0, "num_kv_heads", f"must divide num_heads {H}")
-        rotates = self.rope_base is not None
-        self.require(not rotates or D % 2 == 0, "head_dim", f"rotary pairs need an even head dim, not {D}; change it")
+        if self.rope_base is not None:
+            self.require(D % 2 == 0, "head_dim", f"rotary pairs need an even head dim, not {D}; change it")
+            turned = self.turned(D)
+            pairs = f"turns {turned} of the {D} channels of a head, and rotary pairs need an even number, 2 at least"
+            self.require(turned > 0 and turned % 2 == 0, "partial_rotary_factor", pairs)
         return H, N, D
+
+    def turned(self, head_dim: int) -> int:
+        """Channels of a head that the rotary embedding turns."""
+        return int(head_dim * self.partial_rotary_factor)
 
 
 class Attention(ConvolvedMixer):
@@ -89,6 +102,7 @@ class Attention(ConvolvedMixer):
 
     Options = AttentionOptions
     options: AttentionOptions
+    shards_sequence = True
 
     def __init__(self, dims: Dims, options: AttentionOptions, layer: int) -> None:
         super().__init__(dims, options, layer)
@@ -101,8 +115,8 @@ class Attention(ConvolvedMixer):
         self.add_convolutions(True, q=H * D, k=N * D, v=N * D)
         if options.qk_norm:
             eps = options.qk_norm_eps or dims.norm_eps
-            self.q_norm = RMSNorm(D, eps)
-            self.k_norm = RMSNorm(D, eps)
+            self.q_norm = RMSNorm(D if options.qk_norm_per_head else H * D, eps)
+            self.k_norm = RMSNorm(D if options.qk_norm_per_head else N * D, eps)
         if options.output_gate:
             self.g_proj = nn.Linear(d, H * D, bias=False)
 
@@ -112,13 +126,22 @@ class Attention(ConvolvedMixer):
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.options.use_short_conv:
             q, k, v = (self.convolve(name, y, context) for name, y in (("q", q), ("k", k), ("v", v)))
+        if self.options.qk_norm and not self.options.qk_norm_per_head:
+            q, k = self.q_norm(q), self.k_norm(k)
         # a convolution leaves time side by side, torch's fused kernels take channels only
         q, k, v = (split_heads(y.contiguous(), D) for y in (q, k, v))
-        if self.options.qk_norm:
+        if self.options.qk_norm and self.options.qk_norm_per_head:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.rope_base is not None:
-            q, k = context.rotate(q, self.options.rope_base), context.rotate(k, self.options.rope_base)
+            q, k = (self._rotate(y, context, self.options.rope_base) for y in (q, k))
         return q, k, v
+
+    def _rotate(self, x: Tensor, context: Context, base: float) -> Tensor:
+        """``x`` ``(B, T, H, D)``, its first channels turned by the positions."""
+        turned = self.options.turned(x.shape[-1])
+        if turned == x.shape[-1]:
+            return context.rotate(x, base)
+        return torch.cat([context.rotate(x[..., :turned], base), x[..., turned:]], dim=-1)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         q, k, v = self.queries_keys_values(x, context)
@@ -131,29 +154,17 @@ class Attention(ConvolvedMixer):
                 )
             k, v, start = context.state["kv"].append(k, v, context.padding)  # type: ignore[attr-defined]
         if context.pairs is not None:
-            self._count_pairs(context, q, k.shape[1], start)
-        if context.cu_seqlens is None:
+            count_pairs(context, self.layer, q, k.shape[1], start, self.options.window)
+        if context.sequence is not None:
+            o = context.sequence.attend(q, k, v, self.options.window)
+        elif context.cu_seqlens is None:
             o = attend(q, k, v, start, self.options.window)
         else:
-            sizes = context.cu_seqlens.diff().tolist()
-            documents = zip(q.split(sizes, dim=1), k.split(sizes, dim=1), v.split(sizes, dim=1), strict=True)
-            o = torch.cat([attend(q, k, v, None, self.options.window) for q, k, v in documents], dim=1)
+            o = attend_documents(q, k, v, context.cu_seqlens, self.options.window)
         o = o.flatten(2)
         if self.options.output_gate:
             o = o * torch.sigmoid(self.g_proj(x))
         return self.o_proj(o)
-
-    def _count_pairs(self, context: Context, q: Tensor, stored: int, start: Tensor | None) -> None:
-        """Add the number of visible query-key products to the meter."""
-        batch, length, heads = q.shape[:3]
-        if context.cu_seqlens is not None:
-            rows = [(size, size) for size in context.cu_seqlens.diff().tolist()]
-        else:
-            skipped = [0] * batch if start is None else start.tolist()
-            padded = [0] * batch if context.padding is None else context.padding.tolist()
-            rows = [(length - p, stored - s) for p, s in zip(padded, skipped, strict=True)]
-        pairs = sum(visible_pairs(new, held, self.options.window) for new, held in rows)
-        context.pairs[self.layer] = context.pairs.get(self.layer, 0) + pairs * heads  # type: ignore[index,union-attr]
 
     def new_state(self) -> LayerState:
         return LayerState({"kv": KeyValues(self.options.window), **self.tails()})
@@ -180,12 +191,17 @@ class Attention(ConvolvedMixer):
         q, k, _ = self.queries_keys_values(x, context)
         k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
         scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
-        slots = torch.arange(x.shape[1], device=x.device)
-        mask = visible(slots, slots, context.padding, self.options.window)
-        if context.cu_seqlens is not None:
-            document = torch.searchsorted(context.cu_seqlens, slots, right=True)
-            mask = mask & (document[:, None] == document)
-        return scores.masked_fill(~mask, float("-inf")).softmax(-1)
+        return visible_softmax(scores, context, self.options.window)
+
+
+def visible_softmax(scores: Tensor, context: Context, window: int | None) -> Tensor:
+    """Softmax of ``scores`` ``(B, H, T, T)`` over the keys that each query of an uncached pass sees."""
+    slots = torch.arange(scores.shape[-1], device=scores.device)
+    mask = visible(slots, slots, context.padding, window)
+    if context.cu_seqlens is not None:
+        document = torch.searchsorted(context.cu_seqlens, slots, right=True)
+        mask = mask & (document[:, None] == document)
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1)
 
 
 def visible(queries: Tensor, keys: Tensor, start: Tensor | None, window: int | None) -> Tensor:
@@ -209,6 +225,29 @@ def visible(queries: Tensor, keys: Tensor, start: Tensor | None, window: int | N
     return mask
 
 
+def count_pairs(context: Context, layer: int, q: Tensor, stored: int, start: Tensor | None, window: int | None) -> None:
+    """Add the number of visible query-key products of a layer to the meter, which the context must have.
+
+    Args:
+        context: of this pass.
+        layer: index of the layer.
+        q: ``(B, T, H, D)``.
+        stored: key slots S, without those of other processes.
+        start: ``(B,)`` first real slot of each row, or None.
+        window: tokens that a query sees, or None.
+    """
+    batch, length, heads = q.shape[:3]
+    stored += 0 if context.sequence is None else context.sequence.offset
+    if context.cu_seqlens is not None:
+        rows = [(size, size) for size in context.cu_seqlens.diff().tolist()]
+    else:
+        skipped = [0] * batch if start is None else start.tolist()
+        padded = [0] * batch if context.padding is None else context.padding.tolist()
+        rows = [(length - p, stored - s) for p, s in zip(padded, skipped, strict=True)]
+    pairs = sum(visible_pairs(new, held, window) for new, held in rows)
+    context.pairs[layer] = context.pairs.get(layer, 0) + pairs * heads  # type: ignore[index,union-attr]
+
+
 def visible_pairs(new: int, held: int, window: int | None) -> int:
     """Query-key pairs of the last ``new`` of ``held`` tokens: query i of the row sees ``min(i, window)`` tokens."""
 
@@ -217,6 +256,13 @@ def visible_pairs(new: int, held: int, window: int | None) -> int:
         return w * (w + 1) // 2 + (n - w) * w
 
     return upto(held) - upto(held - new)
+
+
+def attend_documents(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, window: int | None) -> Tensor:
+    """Attention inside each of the documents that share one row; ``borders`` ``(N + 1,)`` are where they begin."""
+    sizes = borders.diff().tolist()
+    documents = zip(q.split(sizes, dim=1), k.split(sizes, dim=1), v.split(sizes, dim=1), strict=True)
+    return torch.cat([attend(q, k, v, None, window) for q, k, v in documents], dim=1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, window: int | None) -> Tensor:

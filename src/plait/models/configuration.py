@@ -62,6 +62,8 @@ class PlaitConfig(PreTrainedConfig):
         intermediate_size: inner width of the SwiGLU; None derives it from ``hidden_ratio`` (see ``mlp_size``).
         hidden_ratio: inner width over hidden size, before the 2/3 of SwiGLU and rounding up to 256.
         norm_eps: epsilon of every RMS norm.
+        post_norm: names in ``layer_types`` whose blocks norm the outputs of mixer and feed-forward, before they are
+            added, in place of the inputs (OLMo 2, 2501.00656, section 3.2); None: no block does.
         tie_word_embeddings: share the embedding with the output head.
         initializer_range: standard deviation of the initial weights.
         embedding_range: that of the embedding; None: ``initializer_range``, as published. Mixers without an output gate
@@ -89,6 +91,7 @@ class PlaitConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     hidden_ratio: int | float = 4
     norm_eps: float = 1e-6
+    post_norm: list[str] | None = None
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     embedding_range: float | None = None
@@ -165,6 +168,11 @@ class PlaitConfig(PreTrainedConfig):
                 f"layer_types has {len(self.layer_types)} entries but num_hidden_layers={self.num_hidden_layers}: "
                 "give one entry per layer."
             )
+        if self.post_norm is not None and not isinstance(self.post_norm, (list, tuple)):
+            raise OptionError(f"post_norm={self.post_norm!r} is not a list of names in layer_types.")
+        for name in self.post_norm or []:
+            if name not in self.layer_types:
+                raise OptionError(f"post_norm names {name!r}, which layer_types does not have.")
 
     def layer_spec(self, name: str) -> LayerSpec:
         """What an entry of ``layer_types`` (or a key of ``mixers``) stands for."""

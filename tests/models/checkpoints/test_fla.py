@@ -414,8 +414,19 @@ def test_unknown_fields_are_named_harmless_ones_are_not(
         (["gla", "attention"], {"attention": {"use_short_conv": True}}, "option use_short_conv=True"),
         (["gla", "attention"], {"attention": {"rope_base": None}}, "option rope_base=None"),
         (["attention"], {"attention": {"num_heads": 2, "head_dim": 4}}, "option head_dim=4"),
+        (["kda"], {"kda": {"output_gate_bias": False}}, "option output_gate_bias=False"),
+        (["gated_deltanet"], {"gated_deltanet": {"norm_eps": 1e-5}}, "option norm_eps=1e-05"),
+        (["gla", "attention"], {"attention": {"partial_rotary_factor": 0.5}}, r"option partial_rotary_factor=0\.5"),
+        (["gla", "mla"], {}, "'gla' and 'mla', but an fla file holds one linear mixer"),
+        (["mla"], {}, "no model type for 'mla'"),
     ],
 )
 def test_what_fla_cannot_express_names_the_option(plan: list[str], mixers: dict, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         to_fla_config(PlaitConfig(hidden_size=16, layer_types=plan, mixers=mixers))
+
+
+def test_norms_behind_have_no_field() -> None:
+    config = PlaitConfig(hidden_size=16, layer_types=["gla", "attention"], post_norm=["attention"])
+    with pytest.raises(OptionError, match=r"post_norm=\['attention'\]: fla's layout cannot say so"):
+        to_fla_config(config)

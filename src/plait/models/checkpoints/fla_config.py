@@ -42,7 +42,8 @@ class Family:
 
 _CONVOLUTION = ("use_short_conv", "conv_size")
 #: Options of attention that fla has no field for. Its norm of queries and keys keeps the epsilon of its norm layer.
-_PLAIN_ATTENTION = {"output_gate": False, "use_short_conv": False}
+_PLAIN_ATTENTION = {"output_gate": False, "use_short_conv": False, "partial_rotary_factor": 1.0}
+_PLAIN_ATTENTION |= {"qk_norm_per_head": True}
 _QK_NORM_EPS = 1e-5
 
 FAMILIES = {
@@ -81,6 +82,15 @@ FAMILIES = {
         "GatedDeltaNetForCausalLM",
         ("num_heads", "head_dim", "expand_v", "use_gate", *_CONVOLUTION),
         later={"num_v_heads": None, "allow_neg_eigval": False},
+        fixed={"norm_eps": None},
+    ),
+    "kda": Family(
+        "kda",
+        "KDAForCausalLM",
+        ("num_heads", "head_dim", "expand_v", *_CONVOLUTION),
+        later={"num_v_heads": None, "allow_neg_eigval": False, "lower_bound": None},
+        fixed={"output_gate_bias": True},
+        ignored=("safe_gate",),
     ),
     "transformer": Family("attention", "TransformerForCausalLM", ("num_heads",), later={"qk_norm": False}),
 }
@@ -146,6 +156,8 @@ def to_fla_config(config: PlaitConfig) -> dict[str, Any]:
     Raises:
         OptionError: fla has no field for this plan or option; names it.
     """
+    if config.post_norm:
+        raise OptionError(f"post_norm={config.post_norm!r}: fla's layout cannot say so, its blocks norm their inputs.")
     specs = {spec.name: spec for spec in config.layers()}
     attention = {name: spec for name, spec in specs.items() if spec.mixer == "attention"}
     linear = [spec for name, spec in specs.items() if name not in attention]

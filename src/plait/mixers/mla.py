@@ -1,0 +1,189 @@
+"""Multi-head latent attention: softmax attention that caches one small vector a token for all heads (2405.04434)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from plait.errors import CacheError
+from plait.mixers.attention import attend, attend_documents, count_pairs, visible_softmax
+from plait.mixers.base import Cost, Dims, Mixer, MixerOptions
+from plait.mixers.context import Context
+from plait.mixers.linear import default_heads, linear, split_heads
+from plait.mixers.state import KeyValues, LayerState
+from plait.nn import RMSNorm
+
+
+class LatentSizes(NamedTuple):
+    """Sizes of one layer.
+
+    Args:
+        heads: number of heads H.
+        plain: channels K of a query or key head without positions.
+        turned: channels R of a query head, and of the one key that all heads share, with positions.
+        values: channels V of a value head.
+        latent: channels C of the vector that keys and values are made from.
+    """
+
+    heads: int
+    plain: int
+    turned: int
+    values: int
+    latent: int
+
+
+@dataclass(frozen=True)
+class MLAOptions(MixerOptions):
+    """Options of multi-head latent attention. What is None follows from the rest as in DeepSeek-V2.
+
+    Args:
+        num_heads: heads H. None: the fewest (two at least) that divide ``hidden_size`` into heads of at most 128
+            channels.
+        qk_nope_head_dim: channels K of a query or key head without positions. None: ``hidden_size // num_heads``.
+        qk_rope_head_dim: channels R with positions, whose key all heads share. None: half of K.
+        v_head_dim: channels V of a value head. None: K.
+        kv_lora_rank: channels C of the latent vector. None: 4 K.
+        q_lora_rank: channels of a latent vector for the queries; None: they are projected directly.
+        rope_base: base of the rotary embedding; None for no positions, as in Kimi Linear.
+        norm_eps: epsilon of the norms of the latent vectors; None: the model's.
+    """
+
+    mixer: ClassVar[str] = "mla"
+    num_heads: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    rope_base: float | None = 10000.0
+    norm_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        self.require_positive("num_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
+        self.require_positive("q_lora_rank", "rope_base", "norm_eps")
+        even = self.rope_base is None or (self.qk_rope_head_dim or 2) % 2 == 0
+        self.require(even, "qk_rope_head_dim", "rotary pairs need an even number")
+
+    def heads(self, dims: Dims) -> LatentSizes:
+        """Sizes in a model of these ``dims``.
+
+        Raises:
+            OptionError: the options do not fit ``hidden_size``.
+        """
+        size = dims.hidden_size
+        H = self.num_heads or default_heads(size, 128)
+        if self.qk_nope_head_dim is None:
+            self.require(size % H == 0, "num_heads", f"does not divide hidden_size {size}; set qk_nope_head_dim too")
+        K = self.qk_nope_head_dim or size // H
+        R = self.qk_rope_head_dim or max(2, 2 * (K // 4))
+        return LatentSizes(H, K, R, self.v_head_dim or K, self.kv_lora_rank or 4 * K)
+
+
+class MLA(Mixer):
+    """``softmax((q k^T + q' k'^T) / sqrt(K + R)) v`` over the tokens up to the query's own.
+
+    ``c = RMS(W_a x)`` is all that is cached, beside ``k' = rotary(W_r x)``, one key for all heads; each head takes its
+    keys and values from it, ``[k | v] = W_b c``. A single new token does not: ``q k^T = (q W_b) c^T``, so its queries
+    meet the latent vectors themselves, and what they read is turned into values at the end.
+    """
+
+    Options = MLAOptions
+    options: MLAOptions
+    shards_sequence = True
+
+    def __init__(self, dims: Dims, options: MLAOptions, layer: int) -> None:
+        super().__init__(dims, options, layer)
+        d, eps = dims.hidden_size, options.norm_eps or dims.norm_eps
+        self.sizes = options.heads(dims)
+        H, K, R, V, C = self.sizes
+        if options.q_lora_rank is None:
+            self.q_proj = linear(d, H * (K + R))
+        else:
+            self.q_a_proj = linear(d, options.q_lora_rank)
+            self.q_a_norm = RMSNorm(options.q_lora_rank, eps)
+            self.q_b_proj = linear(options.q_lora_rank, H * (K + R))
+        self.kv_a_proj = linear(d, C + R)
+        self.kv_a_norm = RMSNorm(C, eps)
+        self.kv_b_proj = linear(C, H * (K + V))
+        self.o_proj = linear(H * V, d)
+
+    def queries(self, x: Tensor, context: Context) -> Tensor:
+        """Queries ``(B, T, H, K + R)``, the last R channels turned."""
+        q = self.q_proj(x) if self.options.q_lora_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
+        plain, turned = split_heads(q, self.sizes.plain + self.sizes.turned).split(self.sizes[1:3], dim=-1)
+        return torch.cat([plain, self._rotate(turned, context)], dim=-1)
+
+    def latents(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Latent vectors ``(B, T, 1, C)`` and the shared keys ``(B, T, 1, R)``."""
+        latent, shared = self.kv_a_proj(x).unsqueeze(2).split([self.sizes.latent, self.sizes.turned], dim=-1)
+        return self.kv_a_norm(latent), self._rotate(shared, context)
+
+    def keys_values(self, latent: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys ``(B, S, H, K + R)`` and values ``(B, S, H, V)`` of every head."""
+        H, K, _, V, _ = self.sizes
+        k, v = split_heads(self.kv_b_proj(latent.squeeze(2)), K + V).split([K, V], dim=-1)
+        return torch.cat([k, shared.expand(-1, -1, H, -1)], dim=-1), v
+
+    def _rotate(self, x: Tensor, context: Context) -> Tensor:
+        return x if self.options.rope_base is None else context.rotate(x, self.options.rope_base)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        q = self.queries(x, context)
+        latent, shared = self.latents(x, context)
+        start = context.padding
+        if context.state is not None:
+            if context.cu_seqlens is not None:
+                raise CacheError(
+                    f"Layer {self.layer}: packed documents cannot be cached by latent attention; "
+                    "run them without a cache, or as rows of a padded batch."
+                )
+            latent, shared, start = context.state["latent"].append(  # type: ignore[attr-defined]
+                latent, shared, context.padding
+            )
+        if context.pairs is not None:
+            count_pairs(context, self.layer, q, latent.shape[1], start, None)
+        if context.sequence is not None:
+            o = context.sequence.attend(q, *self.keys_values(latent, shared), None)
+        elif context.phase == "decode":
+            o = self._attend_latents(q, latent, shared, start)
+        elif context.cu_seqlens is None:
+            o = attend(q, *self.keys_values(latent, shared), start, None)
+        else:
+            o = attend_documents(q, *self.keys_values(latent, shared), context.cu_seqlens, None)
+        return self.o_proj(o.flatten(2))
+
+    def _attend_latents(self, q: Tensor, latent: Tensor, shared: Tensor, start: Tensor | None) -> Tensor:
+        """The same as :func:`attend` on all keys and values, without making them."""
+        H, K, R, V, C = self.sizes
+        to_keys, to_values = self.kv_b_proj.weight.view(H, K + V, C).split([K, V], dim=1)
+        plain, turned = q.split([K, R], dim=-1)
+        q = torch.cat([torch.einsum("bthk,hkc->bthc", plain, to_keys), turned], dim=-1)
+        q = q * ((C + R) / (K + R)) ** 0.5  # attend divides by the root of the channels that it sees
+        read = attend(q, torch.cat([latent, shared], dim=-1), latent, start, None)
+        return torch.einsum("bthc,hvc->bthv", read, to_values)
+
+    def new_state(self) -> LayerState:
+        return LayerState({"latent": KeyValues()})
+
+    @classmethod
+    def code_path(cls, device_type: str) -> tuple[str, str]:
+        return "sdpa", f"scaled_dot_product_attention of torch, which has its own kernels for {device_type}"
+
+    @classmethod
+    def cost(cls, dims: Dims, T: int, options: MLAOptions, *, cache_dtype: torch.dtype = torch.bfloat16) -> Cost:
+        """See :meth:`Mixer.cost`. One more token scores and reads latent vectors: ``2 (T + 1) H (2 C + R)``."""
+        H, K, R, V, C = options.heads(dims)
+        return Cost(
+            flops_prefill=T * T * H * (K + R + V),
+            flops_decode=2 * (T + 1) * H * (2 * C + R),
+            state_bytes=T * (C + R) * cache_dtype.itemsize,
+        )
+
+    def effective_weights(self, x: Tensor, context: Context | None = None) -> Tensor:
+        context = replace(context or Context.plain(x), state=None)
+        q = self.queries(x, context)
+        k, _ = self.keys_values(*self.latents(x, context))
+        return visible_softmax(torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5, context, None)
