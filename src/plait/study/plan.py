@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from plait.errors import OptionError
+from plait.planner.devices import Device
+from plait.planner.footprint import Footprints, TrainingSetting
+from plait.planner.memory import TrainingMemory, training_memory
 from plait.study.architecture import Architecture
 from plait.study.file import StudyFile
 from plait.study.trials import Trial
 from plait.training.config import DataSection
 
-#: Bytes per parameter: fp32 weight, gradient and the two moments of AdamW.
-PARAMETER_BYTES, GRADIENT_BYTES, OPTIMISER_BYTES = 4, 4, 8
-#: Bytes that a layer keeps for its backward pass per token and channel in bf16: "Reducing Activation Recomputation
-#: in Large Transformer Models" (2205.05198), equation 2 without the attention matrices, which no kernel stores.
-ACTIVATION_BYTES = 34
-#: Bytes of a layer's input in bf16, which is all that gradient checkpointing keeps.
-CHECKPOINT_BYTES = 2
+#: Numbers of devices that are tried when one is too small.
+DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 #: Ids of the byte tokenizer, its two special tokens included.
 BYTE_VOCABULARY = 258
 
@@ -37,9 +36,13 @@ class Budget:
         tokens: seen in training.
         matmul_flops: 6 N per token, N the parameters without the input embedding (2 forward, 4 backward).
         mixing_flops: token mixing by the accounting of 2507.06457, three times the forward pass.
-        weight_bytes, gradient_bytes, optimiser_bytes, activation_bytes: memory of one GPU in data-parallel training.
+        memory: peak of one device as the trial is set up (:func:`plait.planner.training_memory`).
+        devices: the fewest, of 1, 2, 4, ... up to one for each sequence, on which it fits when they share weights,
+            gradients, optimiser and the sequences of the batch; None where that is too few.
+        memory_then: peak of each of these.
         cache_bytes: of one sequence at the study's longest context.
-        gpu_hours: of one trial.
+        device_hours: of one trial, however many devices share it.
+        price: of one trial, or None without a price.
     """
 
     key: str
@@ -51,64 +54,102 @@ class Budget:
     tokens: int
     matmul_flops: int
     mixing_flops: int
-    weight_bytes: int
-    gradient_bytes: int
-    optimiser_bytes: int
-    activation_bytes: int
+    memory: TrainingMemory
+    devices: int | None
+    memory_then: TrainingMemory | None
     cache_bytes: int
-    gpu_hours: float
+    device_hours: float
+    price: float | None
 
     @property
     def flops(self) -> int:
         """Of one trial."""
         return self.matmul_flops + self.mixing_flops
 
-    @property
-    def memory(self) -> int:
-        """Bytes on one GPU."""
-        return self.weight_bytes + self.gradient_bytes + self.optimiser_bytes + self.activation_bytes
-
     def record(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "flops": self.flops, "memory": self.memory}
+        then = None if self.memory_then is None else self.memory_then.record()
+        return {**asdict(self), "flops": self.flops, "memory": self.memory.record(), "memory_then": then}
 
 
-def plan(study: StudyFile, trials: Sequence[Trial], peak_flops: float, utilisation: float) -> list[Budget]:
+@dataclass(frozen=True)
+class Machine:
+    """What trials run on.
+
+    Args:
+        device: with its peak and memory.
+        utilisation: model FLOPs utilisation, the share of the peak that training reaches.
+        price: of one device for an hour, in any currency, or None.
+
+    Raises:
+        OptionError: a utilisation not above 0 or above 1, or a negative price.
+    """
+
+    device: Device
+    utilisation: float = 0.4
+    price: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.utilisation <= 1:
+            raise OptionError(f"utilisation {self.utilisation:g}: it is a share of the peak, above 0 and at most 1.")
+        if self.price is not None and self.price < 0:
+            raise OptionError(f"price {self.price:g}: give the price of a device for an hour, 0 or more.")
+
+
+def plan(study: StudyFile, trials: Sequence[Trial], machine: Machine) -> list[Budget]:
     """The cost of every configuration on every track.
 
     Args:
         study: the file, for contexts and ``vocab_size``.
         trials: of the study.
-        peak_flops: of one GPU, in FLOP/s at the precision of training.
-        utilisation: model FLOPs utilisation, the share of that peak that training reaches.
+        machine: what they would run on.
 
     Raises:
         OptionError: the vocabulary of a tokenizer is not known without a download.
     """
-    if not (peak_flops > 0 and 0 < utilisation <= 1):
-        raise OptionError(
-            f"peak FLOP/s {peak_flops:g} and utilisation {utilisation:g}: both above 0, the latter at most 1."
-        )
     groups: dict[tuple[str, str], list[Trial]] = defaultdict(list)
     for trial in trials:
         groups[trial.key, trial.track].append(trial)
-    parameters: dict[str, int] = {}
-    return [_budget(study, group, parameters, peak_flops * utilisation) for group in groups.values()]
+    footprints = Footprints()  # shared: most blocks of a grid are the same
+    return [_budget(study, group, machine, footprints) for group in groups.values()]
 
 
-def _budget(study: StudyFile, group: list[Trial], counted: dict[str, int], flops_per_second: float) -> Budget:
+def totals(budgets: Sequence[Budget]) -> dict[str, Any]:
+    """Sums over all trials, and the most devices that one of them needs (None where one fits nowhere)."""
+    needed = [row.devices for row in budgets]
+    prices = [row.trials * row.price for row in budgets if row.price is not None]
+    return {
+        "trials": sum(row.trials for row in budgets),
+        "tokens": sum(row.trials * row.tokens for row in budgets),
+        "flops": sum(row.trials * row.flops for row in budgets),
+        "device_hours": sum(row.trials * row.device_hours for row in budgets),
+        "price": sum(prices) if len(prices) == len(budgets) else None,
+        "devices": None if None in needed else max(number for number in needed if number is not None),
+    }
+
+
+def _budget(study: StudyFile, group: list[Trial], machine: Machine, footprints: Footprints) -> Budget:
     trial = group[0]
     run, training = trial.config, trial.config.training
     vocab_size, length = _sizes(study, trial)
     architecture = Architecture.of(run, vocab_size)
-    name = f"{vocab_size} {run.model.model_dump_json()}"
-    if name not in counted:
-        counted[name] = architecture.parameters()
-    parameters = counted[name]
+    parameters = footprints.parameters(architecture.config)
     embedding = 0 if run.model.tie_word_embeddings else vocab_size * run.model.hidden_size
-    sequences = training.steps * training.batch_size * training.accumulate
+    processes = trial.resources.processes
+    sequences = training.steps * training.batch_size * training.accumulate * processes
     matmul = 6 * (parameters - embedding) * sequences * length
     mixing = 3 * architecture.mixing_flops(length) * sequences
+    hours = (matmul + mixing) / (machine.device.peak * machine.utilisation) / 3600
+    setting = TrainingSetting.of(training, length)
+
+    @cache
+    def memory(shards: int, batch: int) -> TrainingMemory:
+        own = replace(setting, batch=batch)
+        return training_memory(architecture.config, own, shards=shards, footprints=footprints)
+
+    largest = training.batch_size * processes
+    batches = {count: -(-largest // count) for count in DEVICES if count <= largest}
+    needed = next((count for count in batches if memory(count, batches[count]).total <= machine.device.memory), None)
     return Budget(
         key=trial.key,
         track=trial.track,
@@ -119,22 +160,13 @@ def _budget(study: StudyFile, group: list[Trial], counted: dict[str, int], flops
         tokens=sequences * length,
         matmul_flops=matmul,
         mixing_flops=mixing,
-        weight_bytes=PARAMETER_BYTES * parameters,
-        gradient_bytes=GRADIENT_BYTES * parameters,
-        optimiser_bytes=OPTIMISER_BYTES * parameters,
-        activation_bytes=_activations(trial, architecture.layers, length),
+        memory=memory(processes if training.parallel == "fsdp" else 1, training.batch_size),
+        devices=needed,
+        memory_then=None if needed is None else memory(needed, batches[needed]),
         cache_bytes=architecture.cache_bytes(max(study.contexts)),
-        gpu_hours=(matmul + mixing) / flops_per_second / 3600,
+        device_hours=hours,
+        price=None if machine.price is None else machine.price * hours,
     )
-
-
-def _activations(trial: Trial, layers: int, length: int) -> int:
-    training = trial.config.training
-    channels = training.batch_size * length * trial.config.model.hidden_size
-    wide = 2 if training.precision == "fp32" else 1
-    if training.gradient_checkpointing:
-        return wide * channels * (CHECKPOINT_BYTES * layers + ACTIVATION_BYTES)
-    return wide * channels * ACTIVATION_BYTES * layers
 
 
 def _sizes(study: StudyFile, trial: Trial) -> tuple[int, int]:

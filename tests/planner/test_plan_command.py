@@ -1,0 +1,56 @@
+"""``plait plan``: text, JSON and page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from plait.cli.app import main
+
+ARGUMENTS = ["plan", "--params", "1.3B", "--context", "131072", "--batch", "8", "--memory", "24GiB"]
+FEW = [*ARGUMENTS, "--mixer", "deltanet", "--ratio", "pure", "--ratio", "24:1", "--ratio", "3:1", "--window", "0"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_json_names_what_fits_and_what_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(run(capsys, *FEW, "--json"))
+    plans = {one["key"]: one for one in content["plans"]}
+    assert plans["deltanet 24:1 period_r kv=32"]["cache_bytes"] == 8 * 131072 * 2 * 2048 * 2
+    assert plans["deltanet 24:1 period_r kv=32"]["recall"]["value"] == 0.417
+    assert plans["deltanet pure"]["front"]
+    assert all(one["memory"] <= 24 * 2**30 for one in plans.values())
+    assert all(one["memory"] > 24 * 2**30 for one in content["dropped"]["too_large"])
+    assert content["load"] == {"context": 131072, "batch": 8, "dtype": "bfloat16"}
+
+
+def test_text_says_what_was_dropped_and_hides_what_is_beaten(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(capsys, *FEW)
+    assert re.search(r"\d+ of \d+ plans do not fit in 24 GiB", text)
+    assert "24:1' with placement='block_r_plus_1' needs 25 layers" in text
+    assert "paper" in text
+    shown = text.count("\ndeltanet ")
+    assert run(capsys, *FEW, "--all").count("\ndeltanet ") > shown
+
+
+def test_page_is_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run(capsys, *FEW, "--out", str(tmp_path / "plan.html"))
+    page = (tmp_path / "plan.html").read_text(encoding="utf-8")
+    assert "Recall against memory" in page
+    assert "8 x 131,072 tokens in 24 GiB" in page
+    assert not re.search(r'<(script|link|img)[^>]+(src|href)="http', page)
+
+
+def test_half_a_shape_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--layers", "4"])
+    assert ended.value.code == 1
+    assert "--layers and --hidden-size go together" in capsys.readouterr().err
