@@ -22,6 +22,10 @@ SPARED = {
     "gla": {"attn.gk_proj.1.bias", "attn.g_norm_swish_gate.weight"},
     "deltanet": {"attn.o_norm.weight"},
     "gated_deltanet": {"attn.A_log", "attn.dt_bias", "attn.o_norm.weight"},
+    "lightning": {"attn.o_norm.weight", "attn.q_norm.weight", "attn.k_norm.weight"},
+    "lizard": {"attn.gate", "attn.alpha", "attn.sink_logits"},
+    "mla": {"attn.kv_a_norm.weight"},
+    "kda": {"attn.A_log", "attn.dt_bias", "attn.o_norm.weight", "attn.g_proj.1.bias"},
 }
 DECODER_NORMS = {"attn_norm.weight", "mlp_norm.weight", "model.norm.weight"}
 

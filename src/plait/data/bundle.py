@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerFast
 from plait.data.bigrams import BigramCounts
 from plait.data.corpora import open_corpus
 from plait.data.corpus import Corpus
+from plait.data.hub import HubCorpus
 from plait.data.mixture import GROUP, MixtureDataset, check_shares, choose
 from plait.data.order import stable_hash
 from plait.data.packing import PackedTokens, TokenDataset, collate, pack, window_count
+from plait.data.streaming import StreamedTokens
 from plait.data.tasks import Task, TaskDataset, build_task
 from plait.data.tokenizers import cached_tokenizer, vocabulary_size
 
@@ -104,8 +106,11 @@ class TextData(DataBundle):
             self._bigrams = BigramCounts(self.packed("train").tokens, self.vocab_size)
         return self._bigrams
 
-    def train_dataset(self, samples: int, seed_offset: int = 0) -> TokenDataset:
+    def train_dataset(self, samples: int, seed_offset: int = 0) -> TokenDataset | StreamedTokens:
         seed = _training_seed(self.seed, seed_offset)
+        if self.data.streaming:
+            assert isinstance(self.corpus, HubCorpus)  # the section has been checked
+            return StreamedTokens(self.corpus, self.tokenizer, self.length, samples, seed, self.data.documents)
         return TokenDataset(self.packed("train"), self.length, samples, seed, self.data.documents)
 
     def held_out_dataset(self, split: str, samples: int) -> TokenDataset:

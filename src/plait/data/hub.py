@@ -37,6 +37,7 @@ class HubCorpus(Corpus):
         self.field = field
         self.path: str = name
         self.config: str | None = None
+        self._lacking: list[str] = []
         if ":" in name and not Path(name).exists():
             self.path, _, self.config = name.rpartition(":")
 
@@ -48,22 +49,37 @@ class HubCorpus(Corpus):
         return f"{stable_hash(*parts):016x}"
 
     def documents(self, split: str) -> Iterator[Document]:
+        rows, source = self.rows(split)
+        for index, row in enumerate(rows):
+            text = self.text(split, source, index, row)
+            if text is not None:
+                yield Document(f"{source}/{index}", text)
+
+    def rows(self, split: str) -> tuple[Any, str]:
+        """The streamed data set that holds a split, and the name of its own split: ``train`` where it lacks this one.
+
+        Raises:
+            DataError: it cannot be loaded or has no split ``train``.
+        """
         split = checked_split(split)
         sets = self._open()
         if "train" not in sets:
             raise DataError(f"Corpus {self.spec!r} has no split 'train'; found {', '.join(map(str, sets))}.")
-        lacking = [name for name in SPLITS if name not in sets]
+        self._lacking = [name for name in SPLITS if name not in sets]
         source = split if split in sets else "train"
         rows = sets[source]
         if rows.column_names and self.field in rows.column_names:
             rows = rows.select_columns([self.field])
-        for index, row in enumerate(rows):
-            text = field_text(row, self.field, f"{self.spec}, split {source}, row {index}")
-            if source == "train":
-                found = split_of(f"{self.spec}/train", index)
-                if (found if found in lacking else "train") != split:
-                    continue
-            yield Document(f"{source}/{index}", text)
+        return rows, source
+
+    def text(self, split: str, source: str, index: int, row: Any) -> str | None:
+        """The text of row ``index`` of :meth:`rows`; None where the row belongs to another split."""
+        text = field_text(row, self.field, f"{self.spec}, split {source}, row {index}")
+        if source == "train":
+            found = split_of(f"{self.spec}/train", index)
+            if (found if found in self._lacking else "train") != split:
+                return None
+        return text
 
     def _open(self) -> Any:
         try:

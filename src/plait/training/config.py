@@ -101,12 +101,15 @@ class DataSection(SourceSection):
         length: tokens per sequence.
         documents: ``join`` (documents run on) or ``separate`` (state and positions restart at each document).
         mixture: several sources instead of one, each with its weight and its part of the training.
+        streaming: read and tokenise the training text of a hub corpus while it is learnt, not before; ``max_bytes``
+            then limits the held-out splits and the text that a BPE is trained on.
     """
 
     tokenizer: str = "bytes"
     length: Positive = 256
     documents: Literal["join", "separate"] = "join"
     mixture: list[PartSection] = []
+    streaming: bool | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
@@ -114,6 +117,10 @@ class DataSection(SourceSection):
             raise ValueError("give exactly one of 'corpus', 'task' and 'mixture'")
         if self.mixture and self.documents == "separate":
             raise ValueError("a mixture needs documents: join")
+        if self.streaming and not (self.corpus or "").startswith("hf:"):
+            raise ValueError("only a hub corpus, hf:NAME, has streaming")
+        if self.streaming and self.max_bytes is None:
+            raise ValueError("streaming needs max_bytes: how much text of each held-out split is read")
         return self
 
 
@@ -137,6 +144,8 @@ class TrainingSection(Strict):
         log_every: steps between logged losses.
         validate_every: steps between losses on the validation split; 0 for never.
         report_to: trackers of transformers, such as ``tensorboard`` or ``wandb``.
+        parallel: of several processes: ``ddp`` (each holds the whole model) or ``fsdp`` (each holds a part of it and of
+            the optimiser's states); None: ``ddp``.
     """
 
     steps: Positive = 1000
@@ -156,6 +165,7 @@ class TrainingSection(Strict):
     log_every: Positive = 20
     validate_every: Annotated[int, Field(ge=0)] = 0
     report_to: list[str] = []
+    parallel: Literal["ddp", "fsdp"] | None = None
 
 
 class SuiteSection(Strict):

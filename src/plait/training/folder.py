@@ -26,12 +26,22 @@ FREE_KEYS = frozenset(
         "training.log_every",
         "training.validate_every",
         "training.report_to",
+        "training.parallel",
     }
 )
 
 
-def claim(folder: Path, config: RunConfig) -> None:
+def claim(folder: Path, config: RunConfig, rows: int, write: bool = True) -> int:
     """Make ``folder`` this run's, or check that it already is.
+
+    Args:
+        folder: made if absent.
+        config: the run.
+        rows: sequences per optimiser step, over all processes, if it begins now.
+        write: False only checks, as the other processes of a run do after the first.
+
+    Returns:
+        The sequences per step that it began with.
 
     Raises:
         TrainingError: the folder holds another run; the message lists the keys that differ.
@@ -43,7 +53,9 @@ def claim(folder: Path, config: RunConfig) -> None:
             f"{folder} holds checkpoints but no {RUN_FILE}, so whose they are is unknown; use another folder."
         )
     if path.exists():
-        old = dict(_flat(read_json(path)["config"]))
+        begun = read_json(path)
+        rows = begun.get("rows_per_step", rows)
+        old = dict(_flat(begun["config"]))
         new = dict(_flat(config.model_dump(mode="json")))
         keys = sorted(key for key in old.keys() | new.keys() if _binding(key) and old.get(key) != new.get(key))
         if keys:
@@ -51,12 +63,17 @@ def claim(folder: Path, config: RunConfig) -> None:
             raise TrainingError(
                 f"{folder} belongs to another run. Different: {shown}. Use another folder, or delete this one."
             )
-    write_run_file(folder, config)
+    elif not write:
+        raise TrainingError(f"The first process has not begun a run in {folder}; its error says why.")
+    if write:
+        write_run_file(folder, config, rows)
+    return rows
 
 
-def write_run_file(folder: Path, config: RunConfig) -> None:
-    """Write the resolved configuration and the versions that it runs with."""
-    write_json(folder / RUN_FILE, {"config": config.model_dump(mode="json"), "versions": versions()})
+def write_run_file(folder: Path, config: RunConfig, rows: int | None = None) -> None:
+    """Write the resolved configuration, the versions that it runs with, and in a run's folder its rows per step."""
+    content = {"config": config.model_dump(mode="json"), "versions": versions()}
+    write_json(folder / RUN_FILE, content | ({} if rows is None else {"rows_per_step": rows}))
 
 
 def read_run_file(folder: Path) -> RunConfig | None:

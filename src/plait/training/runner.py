@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import threading
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
@@ -22,8 +25,9 @@ from plait.errors import OptionError
 from plait.models import PlaitForCausalLM
 from plait.models.decoder import PlaitPreTrainedModel
 from plait.models.heads import AutoencoderForCompression
-from plait.training import metrics
+from plait.training import metrics, sharding
 from plait.training.architecture import build_model_config
+from plait.training.batches import share
 from plait.training.checkpoint import PARTIAL, checkpoints, clean, publish_folder, read_json, write_json
 from plait.training.config import RunConfig, TrainingSection
 from plait.training.folder import DATA_FOLDER, FINISHED_FILE, MODEL_FOLDER, claim, write_run_file
@@ -86,33 +90,45 @@ def train(
     """Train the run that ``config`` describes, with everything it leaves in ``folder``.
 
     A folder with a checkpoint of the same run is gone on with, to the same weights as without the break (bit for
-    bit on the CPU); a finished one returns at once.
+    bit on the CPU); a finished one returns at once. Started by ``torchrun`` or ``accelerate launch`` in several
+    processes, they share each step's rows, and the model with ``training.parallel: fsdp``; a run goes on with another
+    number of processes as if nothing had changed.
 
     Args:
         config: the run.
         folder: made if absent. Afterwards it holds ``model`` (with its tokenizer), ``metrics.jsonl``, ``run.json``
             and the last checkpoints.
         progress: show progress on stderr.
-        announce: told, line by line, what is trained on which device and where it starts.
+        announce: told, line by line, what is trained on which device and where it starts; in the first process only.
         data_folder: where packed tokens and trained tokenizers are kept; runs may share it. None: ``folder/data``.
 
     Raises:
-        TrainingError: the folder belongs to another run, or a loss or gradient is not finite.
+        OptionError: a launcher that would shard the model as well.
+        TrainingError: the folder belongs to another run, the processes cannot share a step's rows evenly, or a loss or
+            gradient is not finite.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved before.
     """
     folder = Path(folder)
     check_trackers(config.training.report_to)
-    claim(folder, config)
-    if (folder / FINISHED_FILE).exists():
-        return TrainResult(folder, **read_json(folder / FINISHED_FILE))
-    clean(folder)
-    saved = checkpoints(folder)
-    bundle = build_data(config.data, data_folder or folder / DATA_FOLDER, config.seed)
+    args = _arguments(config, folder)
+    with args.main_process_first(local=False):
+        # the other processes find the folder claimed and clean, and the text packed
+        rows = config.training.batch_size * config.training.accumulate * args.world_size
+        rows = claim(folder, config, rows, write=args.should_save)
+        if (folder / FINISHED_FILE).exists():
+            return TrainResult(folder, **read_json(folder / FINISHED_FILE))
+        if args.should_save:
+            clean(folder)
+        batch = share(rows, args.world_size, config.training.batch_size)
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = batch
+        saved = checkpoints(folder)
+        bundle = build_data(config.data, data_folder or folder / DATA_FOLDER, config.seed)
+        train_rows = bundle.train_dataset(config.training.steps * rows)
     model = build_model(config, bundle)
     bar = ProgressCallback(config.training.steps) if progress else None
     with quiet(), _stoppable() as stopped:
-        trainer = _trainer(model, config, folder, bundle, bar, stopped.is_set)
-        if announce is not None:
+        trainer = _trainer(model, args, config, bundle, train_rows, bar, stopped.is_set)
+        if announce is not None and args.should_save:
             for line in _header(trainer, saved):
                 announce(line)
         try:
@@ -123,8 +139,9 @@ def train(
         step = trainer.state.global_step
         if step < config.training.steps:
             raise Interrupted(step, folder)
-        if trainer.args.should_save:
-            _save_model(model, bundle, config, folder)
+        weights = sharding.full_weights(model) if trainer.sharded else None
+        if args.should_save:
+            _save_model(model, weights, bundle, config, folder)
             done = {
                 "steps": step,
                 "tokens": trainer.tokens,
@@ -167,18 +184,14 @@ def resolved_precision(training: TrainingSection) -> str:
     return training.precision
 
 
-def _trainer(
-    model: PlaitPreTrainedModel,
-    config: RunConfig,
-    folder: Path,
-    bundle: DataBundle,
-    bar: ProgressCallback | None,
-    stopped: Callable[[], bool],
-) -> PlaitTrainer:
+def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
+    """Arguments of transformers; the first call in a process of several connects it to the others."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise OptionError(
+            "accelerate is set up to shard models itself; choose its plain multi-GPU launch and write "
+            "training.parallel: fsdp in the run file."
+        )
     training = config.training
-    if training.gradient_checkpointing:
-        renamed = getattr(model, "activation_checkpointing_enable", None)  # transformers >= 5.2x
-        (renamed or model.gradient_checkpointing_enable)()
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=training.steps,
@@ -200,14 +213,29 @@ def _trainer(
         run_name=config.name,
     )
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs are torchrun's, never nn.DataParallel's
-    samples = training.steps * training.batch_size * training.accumulate * args.world_size
+    return args
+
+
+def _trainer(
+    model: PlaitPreTrainedModel,
+    args: TrainingArguments,
+    config: RunConfig,
+    bundle: DataBundle,
+    rows: Dataset[Any],
+    bar: ProgressCallback | None,
+    stopped: Callable[[], bool],
+) -> PlaitTrainer:
+    training = config.training
+    if training.gradient_checkpointing:
+        renamed = getattr(model, "activation_checkpointing_enable", None)  # transformers >= 5.2x
+        (renamed or model.gradient_checkpointing_enable)()
+    if training.parallel == "fsdp" and args.world_size > 1:
+        sharding.shard(model, args.device.type, args.bf16)
     validation = (
         bundle.validation_dataset(config.evaluate.batches * training.batch_size) if training.validate_every else None
     )
     callbacks = [] if bar is None or not args.should_save else [bar]
-    trainer = PlaitTrainer(
-        model, args, config, bundle.train_dataset(samples), validation, bundle.tokenizer, callbacks, stopped
-    )
+    trainer = PlaitTrainer(model, args, config, rows, validation, bundle.tokenizer, callbacks, stopped)
     if bar is not None:
         bar.trainer = trainer
     return trainer
@@ -219,20 +247,24 @@ def _header(trainer: PlaitTrainer, saved: list[Path]) -> Iterator[str]:
     plan: list[str] = trainer.network.config.layer_types  # type: ignore[assignment, union-attr]
     counts = " + ".join(f"{count} {name}" for name, count in Counter(plan).items())
     full = [str(index) for index, name in enumerate(plan) if name == "attention"]
-    rows = config.training.batch_size * config.training.accumulate * args.world_size
-    yield f"device      {args.device}, {'bf16' if args.bf16 else 'fp32'}"
+    where = f"{args.device}, {'bf16' if args.bf16 else 'fp32'}"
+    if args.world_size > 1:
+        where += f", {args.world_size} processes, {'each a part of the model' if trainer.sharded else 'a copy each'}"
+    yield f"device      {where}"
     yield f"layers      {counts}" + (f" (attention at {', '.join(full)})" if full else "")
     yield f"parameters  {_trainable(trainer.network):,}"
-    yield f"training    {config.training.steps:,} steps of {rows} sequences"
+    yield f"training    {config.training.steps:,} steps of {trainer.rows_per_step} sequences"
     if saved:
         yield f"going on from {saved[-1].name}"
 
 
-def _save_model(model: PlaitPreTrainedModel, bundle: DataBundle, config: RunConfig, folder: Path) -> None:
-    """Save model, tokenizer and run file; the folder appears when it is whole."""
+def _save_model(
+    model: PlaitPreTrainedModel, weights: dict[str, Tensor] | None, bundle: DataBundle, config: RunConfig, folder: Path
+) -> None:
+    """Save model (with gathered weights, if any), tokenizer and run file; the folder appears when it is whole."""
     partial = folder / f"{PARTIAL}-{MODEL_FOLDER}"
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.save_pretrained(partial, state_dict=weights)
     if bundle.tokenizer is not None:
         bundle.tokenizer.save_pretrained(partial)
     write_run_file(partial, config)

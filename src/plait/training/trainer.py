@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback
-from transformers.utils import SAFE_WEIGHTS_NAME
 
+from plait.data.order import stable_hash
 from plait.data.packing import IGNORED, collate
+from plait.data.streaming import StreamedTokens
 from plait.errors import TrainingError
+from plait.training import sharding
+from plait.training.batches import DealtSampler
 from plait.training.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, rotate, write_json
 from plait.training.config import RunConfig, TrainingSection
 from plait.training.folder import write_run_file
@@ -27,6 +29,7 @@ from plait.training.optimiser import build_optimiser, build_schedule
 
 #: File of a checkpoint with the position in the data and the running sums.
 STATE_FILE = "run_state.json"
+SCHEDULE_FILE = "scheduler.pt"
 
 
 def forward_arguments(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -48,13 +51,13 @@ class PlaitTrainer(Trainer):
 
     Args:
         model: the model.
-        args: arguments of transformers; saving and logging are driven by ``training`` instead.
+        args: arguments of transformers, with the rows of this process; saving and logging are driven by ``training``.
         config: the run, with the rates, the intervals and how many checkpoints stay.
         train_dataset: one row per sample of the whole run, in order.
         validation_dataset: rows for the loss every ``validate_every`` steps, or None.
         tokenizer: saved with every checkpoint; None for a synthetic task.
         callbacks: told of every step, after the flow of the run is decided.
-        stop: asked after each step; True saves a checkpoint and ends the loop.
+        stop: asked after each step; True in one process makes all of them save a checkpoint and end the loop.
     """
 
     def __init__(
@@ -68,7 +71,10 @@ class PlaitTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        flow = _Flow(config.training, stop)
+        self.sharded = sharding.is_sharded(model)
+        if self.sharded:
+            model._is_accelerate_prepared = True  # type: ignore[assignment]  # or accelerate would wrap it in DDP
+        flow = _Flow(config.training, self._stopped)
         super().__init__(
             model, args, forward_arguments, train_dataset, processing_class=tokenizer, callbacks=[flow, *callbacks]
         )
@@ -80,11 +86,13 @@ class PlaitTrainer(Trainer):
         self.validation_dataset = validation_dataset
         self.folder = Path(str(args.output_dir))
         self.step_loss: Tensor | None = None
+        self.step_tokens = 0
         self.last_loss = math.nan
         self.window_loss, self.window_steps = 0.0, 0
         self.tokens, self.seconds = 0, 0.0
         self._metrics: MetricsFile | None = None
         self._saving = False
+        self._stop, self._all_stop = stop, False
         self._started = self._logged_at = time.perf_counter()
         self._logged_tokens = 0
 
@@ -99,6 +107,8 @@ class PlaitTrainer(Trainer):
             state = read_json(checkpoint / STATE_FILE)
             step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
             self.window_loss, self.window_steps = state["window_loss"], state["window_steps"]
+            if isinstance(self.train_dataset, StreamedTokens):
+                self.train_dataset.restore(state["stream"])
         self._metrics = MetricsFile(self.folder, step) if self.args.should_save else None
         self._started = self._logged_at = time.perf_counter()
         self._logged_tokens = self.tokens
@@ -110,8 +120,18 @@ class PlaitTrainer(Trainer):
         """Seconds of training, over all resumptions."""
         return self.seconds + time.perf_counter() - self._started
 
+    @property
+    def rows_per_step(self) -> int:
+        """Sequences per optimiser step, over all processes."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        rows = len(self.train_dataset)  # type: ignore[arg-type]
+        return DealtSampler(rows, self.args.train_batch_size, self.accelerator.num_processes)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not self.sharded:  # a sharded model is where it belongs, and cannot be moved
+            super()._move_model_to_device(model, device)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -140,7 +160,8 @@ class PlaitTrainer(Trainer):
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean loss over the targets, weighed so that the batches of one step add up to the mean over all of them."""
-        outputs = model(**inputs, use_cache=False)
+        with self.accelerator.autocast():  # which accelerate adds only to a model that it has wrapped
+            outputs = model(**inputs, use_cache=False)
         loss = outputs["loss"]
         if num_items_in_batch is not None:
             targets = (inputs["shift_labels"] != IGNORED).sum()
@@ -148,7 +169,7 @@ class PlaitTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Any = None) -> Tensor:
-        self.tokens += inputs["input_ids"].numel() * self.accelerator.num_processes
+        self.step_tokens += inputs["input_ids"].numel()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.step_loss = loss if self.step_loss is None else self.step_loss + loss
         return loss
@@ -157,10 +178,13 @@ class PlaitTrainer(Trainer):
         """The gradient's norm; stops the run before the optimiser sees a loss or gradient that is not finite."""
         norm = super()._get_grad_norm(model, grad_norm)
         assert self.step_loss is not None
-        loss, size = torch.stack(
-            [self.step_loss.float(), torch.as_tensor(norm, device=self.step_loss.device).float()]
-        ).tolist()
-        self.step_loss = None
+        norm = sharding.whole(torch.as_tensor(norm, device=self.step_loss.device))
+        loss, size = torch.stack([self.step_loss.float(), norm.float()]).tolist()
+        total, tokens, stops = self._over_processes(loss, self.step_tokens, self._stop())
+        loss = total / self.accelerator.num_processes
+        self.tokens += int(tokens)
+        self._all_stop = stops > 0
+        self.step_loss, self.step_tokens = None, 0
         if not (math.isfinite(loss) and math.isfinite(size)):
             raise TrainingError(self._not_finite(loss, size))
         self.last_loss = loss
@@ -168,10 +192,24 @@ class PlaitTrainer(Trainer):
         self.window_steps += 1
         return size
 
+    def _over_processes(self, *values: float) -> list[float]:
+        """Sums over all processes."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        mine = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        sums: list[float] = self.accelerator.reduce(mine, "sum").tolist()
+        return sums
+
+    def _stopped(self) -> bool:
+        """Whether to stop after this step; processes that were told at different steps stop at the same one."""
+        return self._all_stop if self.accelerator.num_processes > 1 else self._stop()
+
     def _not_finite(self, loss: float, norm: float) -> str:
         what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm} (loss {loss:.4g})"
         bad = [
-            name for name, p in self.network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+            name
+            for name, p in self.network.named_parameters()
+            if p.grad is not None and not sharding.whole(p.grad).isfinite().all()
         ]
         where = f" Gradients that are not finite: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}." if bad else ""
         saved = checkpoints(self.folder)
@@ -188,8 +226,6 @@ class PlaitTrainer(Trainer):
             return
         now = time.perf_counter()
         mean = self.window_loss / max(1, self.window_steps)
-        if self.accelerator.num_processes > 1:
-            mean = self.accelerator.gather(torch.tensor([mean], device=self.args.device)).mean().item()
         speed = (self.tokens - self._logged_tokens) / max(now - self._logged_at, 1e-9)
         self.window_loss, self.window_steps = 0.0, 0
         self._logged_at, self._logged_tokens = now, self.tokens
@@ -203,30 +239,71 @@ class PlaitTrainer(Trainer):
             self._metrics.write({"step": self.state.global_step, **record})
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Mean loss over the validation rows."""
+        """Mean loss over the validation rows, which the processes share; the same number in each."""
         assert self.validation_dataset is not None
         rows, size = self.validation_dataset, self.args.per_device_train_batch_size
+        end, process, processes = len(rows), self.args.process_index, self.accelerator.num_processes  # type: ignore[arg-type]
         total, count = 0.0, 0
         self.network.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            for start in range(0, len(rows), size):  # type: ignore[arg-type]
-                batch = forward_arguments([rows[index] for index in range(start, min(start + size, len(rows)))])  # type: ignore[arg-type]
-                targets = int((batch["shift_labels"] != IGNORED).sum())
+        with torch.no_grad():
+            for start in range(0, end, size * processes):
+                mine = range(start + process * size, min(start + (process + 1) * size, end))
+                # a process without rows runs one that does not count: a sharded model needs all of them
+                batch = forward_arguments([rows[index] for index in mine or range(1)])
+                targets = int((batch["shift_labels"] != IGNORED).sum()) if mine else 0
                 total += self.compute_loss(self.network, self._prepare_inputs(batch)).item() * targets
                 count += targets
-        metrics = {"eval_loss": total / count}
-        self._write({"validation_loss": total / count})
+        if self.sharded:
+            self.network.reshard()  # type: ignore[operator]  # only a backward pass would do it
+        total, targets_of_all = self._over_processes(total, count)
+        loss = total / targets_of_all
+        metrics = {"eval_loss": loss}
+        self._write({"validation_loss": loss})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the weights; transformers would first check the configuration against its own layer types."""
-        weights = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
-        if self.is_fsdp_enabled or not weights.exists():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        """Load the weights, sharded or not; transformers would first compare the configuration with its layer types."""
+        sharding.load_weights(Path(resume_from_checkpoint), self.network)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            sharding.load_optimiser(Path(checkpoint), self.network, self.optimizer.optimizer)  # type: ignore[union-attr]
+            schedule = torch.load(Path(checkpoint) / SCHEDULE_FILE, weights_only=True)
+            self.lr_scheduler.load_state_dict(schedule)  # type: ignore[union-attr]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """This process's random state; on another number of processes a new one of seed, step and process."""
+        processes, process = self.accelerator.num_processes, self.args.process_index
+        if checkpoint is None:
+            return
+        if read_json(Path(checkpoint) / STATE_FILE).get("processes", processes) == processes:
+            super()._load_rng_state(checkpoint)
         else:
-            load_model(model or self.network, weights)
+            set_seed(stable_hash("resumed", self.args.seed, self.state.global_step, process) % 2**32)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Weights as ``training.parallel`` wants them: in one file, or with the optimiser's states in sharded ones."""
+        if not self._saves_shards:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(output_dir or self.folder)
+        sharding.save(folder / sharding.SHARDED_FOLDER, self.network, self.optimizer.optimizer)  # type: ignore[union-attr]
+        if self.args.should_save:
+            self.network.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._saves_shards:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULE_FILE)  # type: ignore[union-attr]
+
+    @property
+    def _saves_shards(self) -> bool:
+        return self.training.parallel == "fsdp"
 
     def _get_output_dir(self, trial: Any) -> str:
         """Checkpoints are first written one folder below, under a partial name."""
@@ -247,12 +324,15 @@ class PlaitTrainer(Trainer):
         if self.args.should_save:
             state = {
                 "step": self.state.global_step,
-                "samples": self.state.global_step * self.args.train_batch_size * self.args.gradient_accumulation_steps,
+                "samples": self.state.global_step * self.rows_per_step,
+                "processes": self.accelerator.num_processes,
                 "tokens": self.tokens,
                 "seconds": self.elapsed,
                 "window_loss": self.window_loss,
                 "window_steps": self.window_steps,
             }
+            if isinstance(self.train_dataset, StreamedTokens):
+                state["stream"] = self.train_dataset.position(state["samples"])
             write_json(partial / name / STATE_FILE, state)
             write_run_file(partial / name, self.run_config)
             publish_folder(partial / name, self.folder / name)
