@@ -141,13 +141,16 @@ def plain_commands(code: str) -> list[list[str]]:
 
 
 def validate(text: str, where: str) -> None:
-    """A run file or a study file, by its keys."""
+    """A run file, a study file or that of a scaling study, by its keys."""
     from plait.study.file import parse_study
+    from plait.study.scaling.file import parse_scaling
     from plait.training.config import RunConfig, validated
 
     values = yaml.safe_load(text)
     if isinstance(values, dict) and "tracks" in values:
         parse_study(values, where)
+    elif isinstance(values, dict) and "sizes" in values:
+        parse_scaling(values, where)
     else:
         validated(RunConfig, values, where)
 

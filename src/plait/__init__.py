@@ -8,14 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from plait.conversion.run import convert
     from plait.models.loading import load
     from plait.models.plan import layer_plan
+    from plait.policies import policy
 
     __version__: str
 
-__all__ = ["__version__", "layer_plan", "load"]
+__all__ = ["__version__", "convert", "layer_plan", "load", "policy"]
 
-_EXPORTS = {"load": "plait.models.loading", "layer_plan": "plait.models.plan"}
+_EXPORTS = {
+    "convert": "plait.conversion.run",
+    "load": "plait.models.loading",
+    "layer_plan": "plait.models.plan",
+    "policy": "plait.policies",
+}
 
 
 def __getattr__(name: str) -> Any:

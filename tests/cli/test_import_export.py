@@ -53,6 +53,26 @@ def test_there_and_back(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert torch.equal(again(ids).logits, model(ids).logits)
 
 
+def test_as_a_hybrid_of_transformers(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attention = {"num_heads": 2, "qk_norm": True, "output_gate": True}
+    config = PlaitConfig(vocab_size=9, hidden_size=16, intermediate_size=24, layer_types=PLAN)
+    config.mixers = {"attention": attention}
+    PlaitForCausalLM(config).save_pretrained(saved)
+    exported, imported = tmp_path / "qwen", tmp_path / "again"
+    run(capsys, "export", saved, exported, "--to", "qwen3_next")
+    read = json.loads(run(capsys, "import", exported, imported, "--json"))
+    assert read["layers"] == {"gated_deltanet": 2, "attention": 1}
+    assert read["tokenizer_files"] == ["tokenizer.json", "tokenizer_config.json"]
+    assert json.loads((exported / "config.json").read_text())["model_type"] == "qwen3_next"
+    (model, _), (again, tokenizer) = plait.load(saved), plait.load(imported)
+    assert tokenizer is not None
+    assert {name: tensor.tolist() for name, tensor in again.state_dict().items()} == {
+        name: tensor.tolist() for name, tensor in model.state_dict().items()
+    }
+    text = run(capsys, "export", saved, tmp_path / "llama", "--to", "llama", status=1)
+    assert text.endswith("plait: layers 0-1 are gated_deltanet, but Llama has only attention.\n")
+
+
 def test_text_names_layers_and_parameters(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "fla").mkdir()  # an empty folder is as good as a new one
     text = run(capsys, "export", saved, tmp_path / "fla", "--to", "fla")

@@ -26,10 +26,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention-grouped": ("attention", {"head_dim": 8, "num_kv_heads": 2, "qk_norm": True, "output_gate": True}),
     "attention-convolution": ("attention", {"use_short_conv": True, "num_heads": 4, "num_kv_heads": 2}),
     "attention-no-rope": ("attention", {"rope_base": None}),
+    "attention-partial-rope": (
+        "attention",
+        {"head_dim": 8, "num_kv_heads": 2, "partial_rotary_factor": 0.5, "qk_norm": True, "qk_norm_per_head": False},
+    ),
     "gated_deltanet-grouped": ("gated_deltanet", {"head_dim": 8, "num_heads": 2, "num_v_heads": 4}),
     "gated_deltanet-negative": ("gated_deltanet", {"allow_neg_eigval": True, "use_gate": False}),
+    "mla-queries": ("mla", {"num_heads": 4, "q_lora_rank": 12, "kv_lora_rank": 10, "v_head_dim": 6, "rope_base": None}),
+    "kda-grouped": ("kda", {"head_dim": 8, "num_heads": 2, "num_v_heads": 4, "allow_neg_eigval": True}),
+    "kda-bounded": ("kda", {"lower_bound": -5.0, "output_gate_bias": False, "use_short_conv": False}),
     "deltanet-gate": ("deltanet", {"use_gate": True, "allow_neg_eigval": True, "num_heads": 2}),
     "gla-convolution": ("gla", {"use_short_conv": True, "num_heads": 2}),
+    "lightning-variant": (
+        "lightning",
+        {"num_heads": 4, "qk_norm": False, "use_output_gate": False, "use_short_conv": True},
+    ),
+    "lizard-window": ("lizard", {"num_heads": 4, "num_kv_heads": 2, "window": 5, "feature_dim": 8, "qk_norm": True}),
+    "lizard-linear": ("lizard", {"window": 0, "feature_dim": 16, "share_features": True, "gate_bias": 3.0}),
     "retnet-two-heads": ("retnet", {"num_heads": 2}),
     "hgrn2-two-heads": ("hgrn2", {"expand_ratio": 16}),
 }
@@ -273,7 +286,7 @@ def check_effective_weights(case: str) -> None:
     assert torch.isfinite(weights).all()
     assert torch.equal(weights.triu(1), torch.zeros_like(weights))
     assert (weights.diagonal(dim1=2, dim2=3).abs() > 0).any()
-    if mixer == "attention":
+    if mixer in ("attention", "mla"):
         close(weights.sum(-1), torch.ones(weights.shape[:3], dtype=weights.dtype))
 
 

@@ -16,7 +16,7 @@ from plait.mixers.context import Context
 Fault = Callable[[Tensor, Context], tuple[Tensor, Context]]
 MIXERS = catalog.names("mixer")
 GATED = ["retnet", "gla", "gated_deltanet", "hgrn"]
-CONVOLVED = ["deltanet", "gated_deltanet"]
+CONVOLVED = ["deltanet", "gated_deltanet", "kda"]
 
 
 def wrap(

@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gla": {"num_heads": 2, "expand_k": 1.0, "use_short_conv": True},
     "deltanet": {"num_heads": 2},
     "gated_deltanet": {"num_heads": 2},
+    "kda": {"num_heads": 2},
     "attention": {"num_heads": 2},
 }
 #: dtype -> largest error of the output and of all gradients together. fla multiplies fp32 in TF32 (2^-11);

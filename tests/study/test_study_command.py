@@ -87,11 +87,12 @@ def test_status_of_a_study_that_never_ran(file: Path) -> None:
 
 
 def test_plan_prints_and_sums(file: Path) -> None:
-    content = json.loads(invoke("plan", file, "--json", "--peak-tflops", "1", "--utilisation", "0.5"))
+    content = json.loads(invoke("plan", file, "--json", "--peak", "1e12", "--mfu", "0.5", "--price", "2"))
     rows, total = content["configurations"], content["total"]
     assert len(rows) == 6
     assert total["flops"] == sum(row["flops"] for row in rows)
-    assert total["gpu_hours"] == pytest.approx(total["flops"] / 0.5e12 / 3600)
+    assert total["device_hours"] == pytest.approx(total["flops"] / 0.5e12 / 3600)
+    assert total["price"] == pytest.approx(2 * total["device_hours"])
     text = invoke("plan", file)
     assert "gla 1:1" in text
     assert "6 trials" in text

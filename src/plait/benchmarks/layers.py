@@ -52,6 +52,7 @@ LAYERS = {
     "gla": Counterpart("GatedLinearAttention"),
     "deltanet": Counterpart("DeltaNet", {"num_heads": 4}),
     "gated_deltanet": Counterpart("GatedDeltaNet", {"num_heads": 6, "head_dim": 256, "expand_v": 2.0}),
+    "kda": Counterpart("KimiDeltaAttention", {"num_heads": 16, "head_dim": 128}),
 }
 
 #: Sizes of a plain run.

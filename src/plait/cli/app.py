@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("plait.cli.evaluate", "Measure a model: loss, in-context recall, decode speed."),
     "compare": ("plait.cli.compare", "Compare two measured models on the same samples."),
     "generate": ("plait.cli.generate", "Continue a prompt with a model."),
+    "run": ("plait.cli.run", "Generate under a policy that saves attention work or cache."),
+    "frontier": ("plait.cli.frontier", "Draw quality against budget for several policies."),
     "fixture": ("plait.cli.fixture", "Train a small model that solves recall tasks."),
     "convert": ("plait.cli.convert", "Convert a pretrained transformer into a hybrid."),
     "import": ("plait.cli.import_model", "Take over a model of another library."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.cli.evaluate_suites import Chosen, measure_suites
+from plait.cli.evaluate_suites import Chosen, Under, measure_suites
 from plait.cli.options import integers, key_values
 from plait.cli.output import print_json, print_table, size
 from plait.errors import OptionError
@@ -46,6 +46,8 @@ def command(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the tasks and benchmarks that know it; repeat it for more.")
     ] = None,
+    policy: Annotated[str | None, typer.Option(help="Measure under this policy, with --suite or --tasks.")] = None,
+    policy_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the policy; repeat for more.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with files of benchmarks and of the harness.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the results; else MODEL/evaluation.")] = None,
     contexts: Annotated[str | None, typer.Option(help="Decode speed at these context lengths: 512,2048.")] = None,
@@ -60,9 +62,17 @@ def command(
         chosen = Chosen(
             _names(suite), _names(tasks), _names(harness), _lengths(lengths), limit, key_values(option or [])
         )
-        measure_suites(model, chosen, data_dir, out, batch_size, as_json)
+        under = Under(policy, key_values(policy_option or [], "policy-option"))
+        measure_suites(model, chosen, under, data_dir, out, batch_size, as_json)
         return
-    alone = {"--lengths": lengths, "--limit": limit, "--option": option, "--data-dir": data_dir, "--out": out}
+    alone = {
+        "--policy": policy,
+        "--lengths": lengths,
+        "--limit": limit,
+        "--option": option,
+        "--data-dir": data_dir,
+        "--out": out,
+    }
     given = [name for name, value in alone.items() if value]
     if given:
         raise OptionError(f"{given[0]} goes with --suite, --tasks or --harness, and none of them is given.")

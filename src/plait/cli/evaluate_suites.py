@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from plait.cli.output import print_json, print_table
 from plait.errors import OptionError
+
+if TYPE_CHECKING:
+    from plait.evaluation.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,35 @@ class Chosen:
         return [{**kind, **shared} for kind in kinds]
 
 
+@dataclass(frozen=True)
+class Under:
+    """The policy that is in force while measuring; ``name`` None for none."""
+
+    name: str | None
+    options: Mapping[str, Any]
+
+    @contextmanager
+    def applied(self, subject: Subject) -> Iterator[Subject]:
+        """The subject, under the policy where there is one."""
+        if self.name is None:
+            if self.options:
+                raise OptionError("--policy-option goes with --policy.")
+            yield subject
+            return
+        from plait.evaluation.under_policy import under_policy
+
+        with under_policy(subject, self.name, self.options) as (changed, _):
+            yield changed
+
+
 def measure_suites(
-    model: str, chosen: Chosen, data_dir: str | None, out: str | None, batch_size: str | None, as_json: bool
+    model: str,
+    chosen: Chosen,
+    under: Under,
+    data_dir: str | None,
+    out: str | None,
+    batch_size: str | None,
+    as_json: bool,
 ) -> None:
     """Measure, write and print."""
     from plait.evaluation.batching import Batches
@@ -46,16 +77,16 @@ def measure_suites(
     if batch_size not in (None, "auto") and not (batch_size or "").isdecimal():
         raise OptionError(f"--batch-size {batch_size!r} must be a whole number of at least 1, or auto.")
     size: Any = "auto" if batch_size in (None, "auto") else int(batch_size or 0)
-    subject = open_subject(model)
-    wanted = [
-        one
-        for section in chosen.sections(data_dir)
-        for one in asked(validated(SuiteSection, section, "plait eval"), subject)
-    ]
-    unavailable = [{"name": one.name, "reason": one.reason} for one in wanted if isinstance(one, Unavailable)]
-    measurements = [one for one in wanted if not isinstance(one, Unavailable)]
     folder = results_folder(model) if out is None else Path(out)
-    found = list(measure(subject, measurements, folder, Batches(size, subject.device)))
+    with under.applied(open_subject(model)) as subject:
+        wanted = [
+            one
+            for section in chosen.sections(data_dir)
+            for one in asked(validated(SuiteSection, section, "plait eval"), subject)
+        ]
+        unavailable = [{"name": one.name, "reason": one.reason} for one in wanted if isinstance(one, Unavailable)]
+        measurements = [one for one in wanted if not isinstance(one, Unavailable)]
+        found = list(measure(subject, measurements, folder, Batches(size, subject.device)))
     results = [result for result in found if "reason" not in result]
     unavailable += [result for result in found if "reason" in result]
     pictures = draw_grids(results, folder)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plait.errors import OptionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def command(
@@ -30,25 +33,43 @@ def command(
         raise OptionError(f"--top-p {top_p:g} must be above 0 and at most 1.")
 
     import torch
-    from transformers import TextStreamer
 
     from plait.evaluation.run import open_model
     from plait.training.folder import model_folder
 
     network, tokenizer = open_model(model_folder(model))
-    if tokenizer is None:
-        raise OptionError(f"{model} has no tokenizer (it was trained on a synthetic task), so it cannot continue text.")
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(torch.int64)
-    if ids.shape[1] == 0:  # an empty prompt stands for the beginning of a document
-        ids = torch.tensor([[tokenizer.eos_token_id]])
     options: dict[str, Any] = {"do_sample": not greedy}
     if not greedy:
         options |= {"temperature": 0.8, "top_k": 0, **given}
     torch.manual_seed(seed)
+    continue_prompt(network, tokenizer, prompt, model, max_new_tokens=max_new_tokens, **options)
+
+
+def continue_prompt(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, prompt: str, name: str, **options: Any
+) -> None:
+    """Stream a continuation to stdout.
+
+    Args:
+        network, tokenizer: the model.
+        prompt: an empty one stands for the beginning of a document.
+        name: of the model, for messages.
+        options: of ``generate``.
+
+    Raises:
+        OptionError: no tokenizer.
+    """
+    import torch
+    from transformers import TextStreamer
+
+    if tokenizer is None:
+        raise OptionError(f"{name} has no tokenizer (it was trained on a synthetic task), so it cannot continue text.")
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(torch.int64)
+    if ids.shape[1] == 0:
+        ids = torch.tensor([[tokenizer.eos_token_id]])
     network.generate(  # type: ignore[operator]
         ids.to(network.device),
         attention_mask=torch.ones_like(ids).to(network.device),
-        max_new_tokens=max_new_tokens,
         streamer=TextStreamer(tokenizer, skip_special_tokens=True),
         **options,
     )

@@ -20,6 +20,7 @@ from plait.evaluation.intervals import score_interval
 from plait.evaluation.perplexity import MOST_LOGITS
 from plait.evaluation.prompts.base import PromptTask
 from plait.evaluation.subject import Subject
+from plait.models.cache import CACHE_NAME
 from plait.models.heads import AutoencoderForCompression
 
 Advance = Callable[[int], None]
@@ -123,8 +124,8 @@ class TaskMeasurement(Measurement):
             nonlocal right, asked
             batch = TaskData.collate([dataset[row] for row in rows])
             targets = batch["targets"]
-            predictions = predict(subject, batch["input_ids"])
             wanted = targets != IGNORED
+            predictions = predict(subject, batch["input_ids"], int(wanted.any(0).nonzero()[0]))
             hits = ((predictions == targets) & wanted).sum(0).double()
             right = torch.nn.functional.pad(right, (0, len(hits) - len(right))) + hits
             asked = torch.nn.functional.pad(asked, (0, len(hits) - len(asked))) + wanted.sum(0)
@@ -139,14 +140,29 @@ class TaskMeasurement(Measurement):
 
 
 @torch.no_grad()
-def predict(subject: Subject, input_ids: Tensor) -> Tensor:
-    """The most probable next token on every position, ``(B, T)``, on the CPU."""
+def predict(subject: Subject, input_ids: Tensor, first: int = 0) -> Tensor:
+    """The most probable next token on every position, ``(B, T)``, on the CPU.
+
+    Args:
+        subject: the model; under a policy it reads the row in one pass before ``first`` and token by token from there.
+        input_ids: ``(B, T)``.
+        first: first position that is asked for; before it a policy's answer is -1.
+    """
     rows = max(1, MOST_LOGITS // (input_ids.shape[1] * subject.vocab_size))
-    parts = [
-        subject.model(input_ids=part.to(subject.device), use_cache=False).logits.argmax(-1).cpu()
-        for part in input_ids.split(rows)
-    ]
-    return torch.cat(parts)
+    return torch.cat([_predict(subject, part.to(subject.device), first).cpu() for part in input_ids.split(rows)])
+
+
+def _predict(subject: Subject, input_ids: Tensor, first: int) -> Tensor:
+    if subject.policy is None:
+        return subject.model(input_ids=input_ids, use_cache=False).logits.argmax(-1)
+    cache, predictions = None, torch.full_like(input_ids, -1)
+    if first > 0:
+        cache = subject.model(input_ids=input_ids[:, :first], use_cache=True)[CACHE_NAME]
+    for place in range(first, input_ids.shape[1]):
+        token = input_ids[:, place : place + 1]
+        output = subject.model(input_ids=token, use_cache=True, **{CACHE_NAME: cache})
+        cache, predictions[:, place] = output[CACHE_NAME], output.logits[:, -1].argmax(-1)
+    return predictions
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait.data.order import stable_hash
 from plait.models import load
+from plait.policies.base import Policy
 from plait.training.config import DataSection
 from plait.training.folder import model_folder, read_run_file
 from plait.training.runner import quiet
@@ -27,6 +28,7 @@ class Subject:
         tokenizer: None for a model of token ids.
         fingerprint: changes with the weights.
         data: what it was trained on, where it says so.
+        policy: the policy that is in force, or None.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase | None
     fingerprint: str
     data: DataSection | None = None
+    policy: Policy | None = None
 
     @classmethod
     def of(

@@ -12,6 +12,7 @@ from plait.evaluation.batching import Batches
 from plait.evaluation.language import loss_by_context, text_perplexity
 from plait.evaluation.measurements import Advance, Measurement, Score
 from plait.evaluation.subject import Subject
+from plait.policies.base import Policy
 
 #: Characters of one piece, which is one sample.
 PIECE = 8192
@@ -45,6 +46,8 @@ class TextMeasurement(Measurement):
     def check(self, subject: Subject) -> None:
         if subject.tokenizer is None:
             raise OptionError(f"{subject.name} has no tokenizer, so it cannot be measured on text.")
+        if subject.policy is not None:
+            _refuse_policy(subject.name, subject.policy)
         self.pieces()
 
     def pieces(self) -> list[str]:
@@ -87,3 +90,17 @@ class TextMeasurement(Measurement):
             ),
         }
         return Score.of("bits per byte", values, more=more)
+
+
+def _refuse_policy(name: str, policy: Policy) -> None:
+    """Raise where the loss on a text under this policy would mean something else than it says."""
+    if policy.looks_ahead:
+        raise OptionError(
+            f"{name}: the policy chooses keys by looking at later tokens of the same text, so the loss on a text would "
+            "profit from what it must predict. Measure tasks and benchmarks."
+        )
+    if "prefill" not in policy.reduces:
+        raise OptionError(
+            f"{name}: the policy acts while decoding, and a text is read in one pass, where it changes nothing. "
+            "Measure tasks and benchmarks."
+        )

@@ -116,6 +116,8 @@ class Mixer(nn.Module, ABC):
     """
 
     Options: ClassVar[type[MixerOptions]] = MixerOptions
+    #: Whether it reads ``context.sequence``, so that processes can share a sequence.
+    shards_sequence: ClassVar[bool] = False
 
     def __init__(self, dims: Dims, options: MixerOptions, layer: int) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from plait.mixers.shard import SequenceShard
 from plait.mixers.state import LayerState
 from plait.nn.rotary import rotary_table, rotate
 
@@ -31,6 +32,7 @@ class Context:
         losses: auxiliary losses by name, summed by the model with their weights.
         pairs: products of a query with a key scored so far, summed over rows and query heads, by layer, when a
             meter is wanted; else None.
+        sequence: where other processes hold the rest of each row, the ways to them; else None.
         update_running_state: False when nothing but the output may change (evaluation, recomputation).
     """
 
@@ -42,6 +44,7 @@ class Context:
     shared: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
     pairs: dict[int, int] | None = None
+    sequence: SequenceShard | None = None
     update_running_state: bool = True
 
     @classmethod

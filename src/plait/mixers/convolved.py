@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from plait.mixers.base import Mixer
 from plait.mixers.context import Context
@@ -27,7 +28,12 @@ class ConvolvedMixer(Mixer):
         """``x`` ``(B, T, C)`` through the convolution ``NAME_conv1d``, continuing and keeping its tail."""
         segment = None if context.state is None else context.state[f"{name}_conv1d"]
         tail = None if segment is None else segment.value  # type: ignore[attr-defined]
-        y, tail = self.get_submodule(f"{name}_conv1d")(x, tail, context.padding, context.cu_seqlens)
+        convolution = self.get_submodule(f"{name}_conv1d")
+        if context.sequence is not None:
+            past = self.options.conv_size - 1
+            tail = context.sequence.before(x, past)
+            tail = F.pad(tail, (0, 0, past - tail.shape[1], 0))
+        y, tail = convolution(x, tail, context.padding, context.cu_seqlens)
         if segment is not None:
             segment.value = tail  # type: ignore[attr-defined]
         return y

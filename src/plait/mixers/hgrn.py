@@ -14,7 +14,7 @@ from plait.mixers.context import Context
 from plait.mixers.linear import Heads, LinearOptions, RecurrentMixer, linear
 from plait.mixers.lower_bounds import log_forget_gate
 from plait.nn import GatedRMSNorm
-from plait.ops import linear_scan
+from plait.ops import linear_scan, scan_piece
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class HGRN(RecurrentMixer):
     Options = HGRNOptions
     options: HGRNOptions
     flops_per_element = 5
+    shards_sequence = True
     bounds: ClassVar[str] = "hgrn_lower_bounds"
 
     def __init__(self, dims: Dims, options: HGRNOptions, layer: int) -> None:
@@ -82,8 +83,11 @@ class HGRN(RecurrentMixer):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         i, log_f = self.input_and_gate(x, context)
         u = -torch.expm1(log_f) * i  # nothing enters at padding, where log f = 0
-        h, state = linear_scan(log_f, u, state=self.carried(context), cu_seqlens=context.cu_seqlens)
-        self.carry(context, state)
+        if context.sequence is not None:
+            h = context.sequence.continued(scan_piece(log_f, u))
+        else:
+            h, state = linear_scan(log_f, u, state=self.carried(context), cu_seqlens=context.cu_seqlens)
+            self.carry(context, state)
         return self.o_proj(self.g_norm(h.to(x.dtype), self.g_proj(x)))
 
     def effective_weights(self, x: Tensor, context: Context | None = None) -> Tensor:

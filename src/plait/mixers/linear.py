@@ -16,7 +16,7 @@ from plait.mixers.base import Cost, Dims, MixerOptions
 from plait.mixers.context import Context
 from plait.mixers.convolved import ConvolvedMixer
 from plait.mixers.state import LayerState, Recurrent
-from plait.ops import delta_rule, linear_attention
+from plait.ops import attention_piece, delta_piece, delta_rule, linear_attention
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,8 @@ class RecurrentMixer(ConvolvedMixer):
 class LinearMixer(RecurrentMixer):
     """A mixer whose recurrence is :func:`~plait.ops.linear_attention` or :func:`~plait.ops.delta_rule`."""
 
+    shards_sequence = True
+
     @abstractmethod
     def recurrence(self, x: Tensor, context: Context) -> Recurrence:
         """Queries, keys, values and gates for ``x`` ``(B, T, d)``."""
@@ -202,6 +204,13 @@ class LinearMixer(RecurrentMixer):
         Returns:
             what the queries read, ``(B, T, HV, V)``.
         """
+        if context.sequence is not None:
+            piece = (
+                attention_piece(r.q, r.k, r.v, r.log_decay)
+                if r.beta is None
+                else delta_piece(r.q, r.k, r.v, r.beta, r.log_decay)
+            )
+            return context.sequence.continued(piece)
         k, v, log_decay = context.zero_padding(r.k), r.v, r.log_decay
         if log_decay is not None and context.padding is not None:
             if log_decay.dim() == 1:

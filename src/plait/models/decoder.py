@@ -2,6 +2,8 @@
 
     embeddings -> blocks -> RMSNorm -> lm_head,   block: h = x + Mixer(RMS(x)); y = h + SwiGLU(RMS(h))
 
+Layer types in ``post_norm`` have the norms behind: ``h = x + RMS(Mixer(x)); y = h + RMS(SwiGLU(h))``.
+
 Parameter names follow flash-linear-attention: ``model.embeddings``, ``model.layers.N.{attn_norm,attn,mlp_norm,mlp}``,
 ``model.norm``, ``lm_head``.
 """
@@ -23,15 +25,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from plait.errors import CacheError, OptionError
 from plait.mixers.base import Mixer
 from plait.mixers.context import Context, Phase
+from plait.mixers.shard import SequenceShard
 from plait.models.cache import CACHE_NAME, PlaitCache, croppable
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.loss import IGNORED, cross_entropy, fits, shifted
 from plait.models.padding import arrange
+from plait.models.sharded import count_targets, enter, place_following, sum_loss
 from plait.nn import GatedRMSNorm, RMSNorm, SwiGLU
 
 
 class Block(nn.Module):
-    """``h = x + Mixer(RMS(x)); y = h + SwiGLU(RMS(h))``.
+    """``h = x + Mixer(RMS(x)); y = h + SwiGLU(RMS(h))``, or, for a layer type in ``post_norm``, norms behind.
 
     Args:
         config: sizes.
@@ -45,6 +49,7 @@ class Block(nn.Module):
     def __init__(self, config: PlaitConfig, spec: LayerSpec, index: int) -> None:
         super().__init__()
         self.layer_type = spec.name
+        self.post_norm = spec.name in (config.post_norm or ())
         self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attn = spec.type(config.dims, spec.options, index)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -63,6 +68,9 @@ class Block(nn.Module):
 
     def _compute(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
         context.shared.update(shared)
+        if self.post_norm:
+            x = x + self.attn_norm(self.attn(x, context))
+            return x + self.mlp_norm(self.mlp(x))
         x = x + self.attn(self.attn_norm(x), context)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -92,10 +100,12 @@ class PlaitModelOutput(BaseModelOutputWithPast):
     Args:
         losses: auxiliary losses of the mixers by name.
         cu_seqlens: document borders that were found, or None.
+        sequence: the ways to the processes that hold the rest of each row, or None.
     """
 
     losses: dict[str, Tensor] | None = None
     cu_seqlens: Tensor | None = None
+    sequence: SequenceShard | None = None
 
 
 class PlaitPreTrainedModel(PreTrainedModel):
@@ -195,21 +205,25 @@ class PlaitModel(PlaitPreTrainedModel):
             raise OptionError("Give exactly one of input_ids and inputs_embeds.")
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length = x.shape[:2]
-        cache = self._cache(_one_of(past_key_values, cache), use_cache)
+        cache = _one_of(past_key_values, cache)
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "cu_seqlens": cu_seqlens}
+        shard = enter([block.attn for block in self.layers], x, **given, cache=cache, use_cache=use_cache)  # type: ignore[misc]
+        use_cache = use_cache if shard is None else False
+        cache = self._cache(cache, use_cache)
+        offset = 0 if shard is None else shard.offset
         layout = arrange(
             batch,
             length,
             x.device,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cu_seqlens=cu_seqlens,
-            past_slots=0 if cache is None else cache.slots,
+            **given,
+            past_slots=offset if cache is None else cache.slots,
             past_padding=None if cache is None else cache.padding,
             cached=cache is not None,
         )
         if cache is None and use_cache is None and layout.cu_seqlens is None:
             cache = self._default_cache()
-        context = Context(layout.positions, layout.padding, layout.cu_seqlens, phase=self._phase(cache, length))
+        context = Context(layout.positions, layout.padding, layout.cu_seqlens, sequence=shard)
+        context.phase = self._phase(cache, length)
         x = layout.inward(x)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -229,6 +243,7 @@ class PlaitModel(PlaitPreTrainedModel):
             hidden_states=tuple(hidden_states) or None,
             losses=context.losses or None,
             cu_seqlens=layout.cu_seqlens,
+            sequence=shard,
             **{CACHE_NAME: cache},  # type: ignore[arg-type]
         )
         return output if _wants_dict(return_dict, self.config) else output.to_tuple()
@@ -386,6 +401,11 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         loss = None
         if with_loss:
             targets = self._targets(labels, shift_labels, hidden, output.cu_seqlens)
+            shard = output.sequence
+            if shard is not None and shift_labels is None:
+                targets = place_following(shard, labels, targets)  # type: ignore[arg-type]
+            if shard is not None and num_items_in_batch is None:
+                num_items_in_batch = count_targets(shard, targets)
             loss = cross_entropy(
                 self.lm_head,
                 hidden,
@@ -394,6 +414,8 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
                 count=num_items_in_batch,
                 logits=logits if everything else None,
             )
+            if shard is not None:
+                loss = sum_loss(shard, loss, output.losses)
             for auxiliary in (output.losses or {}).values():
                 loss = loss + auxiliary
         result = CausalLMOutputWithPast(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from plait.errors import CacheError
 from plait.mixers.context import Context
+from plait.mixers.shard import active_shards
 from plait.mixers.state import KeyValues, LayerState
 from plait.models.cache import PlaitCache
 from plait.models.decoder import PlaitForCausalLM
@@ -48,7 +49,12 @@ class DecodeStep(nn.Module):
 
         Returns:
             Logits ``(B, vocab)`` and the states for the next call.
+
+        Raises:
+            CacheError: under ``sequence_parallel``.
         """
+        if active_shards() is not None:
+            raise CacheError("A decode step knows nothing of other processes: call it outside sequence_parallel.")
         decoder = self.model.model
         layers = [layer.state for layer in decoder.new_cache().layers]
         given = iter(states)

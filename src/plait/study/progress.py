@@ -97,4 +97,5 @@ class StudyProgress:
 def tokens(trial: Trial) -> int:
     """Tokens that a trial trains on, padding included."""
     training, data = trial.config.training, trial.config.data
-    return training.steps * training.batch_size * training.accumulate * int(data.options.get("length", data.length))
+    sequences = training.steps * training.batch_size * training.accumulate * trial.resources.processes
+    return sequences * int(data.options.get("length", data.length))

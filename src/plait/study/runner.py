@@ -95,22 +95,45 @@ def run_trials(
         retry_failed: run trials again that failed before.
 
     Raises:
-        StudyError: workers cannot start.
+        StudyError: workers cannot start, or a trial asks for several processes.
         KeyboardInterrupt: Ctrl-C, after the workers have saved their checkpoints and ended.
     """
-    pending = [trial for trial in trials if store.result(trial) is None and _wanted(store, trial, retry_failed)]
+    pending = pending_trials(store, trials, retry_failed)
+    joint = next((trial for trial in pending if trial.resources.processes > 1), None)
+    if joint is not None:
+        raise StudyError(
+            f"Trial {joint.label!r} asks for {joint.resources.processes} processes, which Ray starts; "
+            "add --cluster local for this machine alone."
+        )
     if pending:
         count = workers or default_workers(len(pending))
         with StudyProgress(store, trials) as progress:
             _Pool(store, pending, min(count, len(pending)), threads_per_worker(count), progress).run()
+    return outcome(store, trials)
+
+
+def pending_trials(store: Store, trials: Sequence[Trial], retry_failed: bool) -> list[Trial]:
+    """What is left to do: neither done nor failed by itself, unless ``retry_failed`` asks for that again."""
+
+    def wanted(trial: Trial) -> bool:
+        error = store.error(trial)
+        return error is None or error["killed"] or retry_failed
+
+    return [trial for trial in trials if store.result(trial) is None and wanted(trial)]
+
+
+def outcome(store: Store, trials: Sequence[Trial]) -> Outcome:
+    """What is done and what is not, after a run."""
     done = [trial.hash for trial in trials if store.result(trial) is not None]
-    failed = [trial.hash for trial in trials if trial.hash not in done]
-    return Outcome(done, failed)
+    return Outcome(done, [trial.hash for trial in trials if trial.hash not in done])
 
 
-def _wanted(store: Store, trial: Trial, retry_failed: bool) -> bool:
-    error = store.error(trial)
-    return error is None or error["killed"] or retry_failed
+def how_a_process_ended(code: int) -> str:
+    """In words, from its return code, which is negative after a signal."""
+    if code < 0:
+        hint = " (perhaps the machine ran out of memory)" if -code == signal.SIGKILL else ""
+        return f"Its process was ended by {signal.Signals(-code).name}{hint}."
+    return f"Its process ended with status {code}."
 
 
 def _cores() -> int:
@@ -156,11 +179,7 @@ class _Worker:
 
     def how_it_ended(self) -> str:
         """In words, for a process that is gone."""
-        code = self.process.wait()
-        if code < 0:
-            hint = " (perhaps the machine ran out of memory)" if -code == signal.SIGKILL else ""
-            return f"Its process was ended by {signal.Signals(-code).name}{hint}."
-        return f"Its process ended with status {code}."
+        return how_a_process_ended(self.process.wait())
 
 
 class _Pool:
@@ -207,7 +226,7 @@ class _Pool:
                 self.progress.ended(trial)
             elif not worker.ready:
                 log = self.store.folder / WORKER_LOG
-                raise StudyError(f"A worker could not start: {_last_line(log)} See {log}.")
+                raise StudyError(f"A worker could not start: {last_line(log)} See {log}.")
             if self.pending or self.elsewhere:
                 self.workers.append(self._new_worker(worker.index))
             return
@@ -250,6 +269,7 @@ class _Pool:
                 worker.process.kill()
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """The last line of a log."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "it left no message."

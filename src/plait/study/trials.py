@@ -13,6 +13,7 @@ from typing import Any
 
 from plait.errors import OptionError
 from plait.study.file import ARCHITECTURE_AXES, StudyFile, Track
+from plait.study.resources import Resources
 from plait.training.config import DataSection, RunConfig, SourceSection, validated
 
 #: Lists that run files have had since trials were first named; where they are empty they are not part of the name.
@@ -30,6 +31,7 @@ class Trial:
         seed: of the weights and of the data's order.
         config: the whole resolved run.
         fields: grid values beyond mixer and ratio, by dotted key.
+        resources: what it asks of a machine.
     """
 
     track: str
@@ -38,6 +40,7 @@ class Trial:
     seed: int
     config: RunConfig
     fields: dict[str, Any] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
 
     @cached_property
     def hash(self) -> str:
@@ -51,6 +54,8 @@ class Trial:
             if not resolved[section][option]:
                 del resolved[section][option]
         content = {"track": self.track, **resolved}
+        if self.resources.processes > 1:
+            content["processes"] = self.resources.processes
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -61,7 +66,8 @@ class Trial:
     def record(self) -> dict[str, Any]:
         """What is stored beside the results."""
         config = self.config.model_dump(mode="json")
-        return {**config, "track": self.track, "kind": self.kind, "key": self.key, "fields": self.fields}
+        about = {"track": self.track, "kind": self.kind, "key": self.key, "fields": self.fields}
+        return {**config, **about, "resources": self.resources.model_dump(mode="json")}
 
 
 def trials(study: StudyFile, source: str | None = None) -> list[Trial]:
@@ -118,7 +124,7 @@ def _points(study: StudyFile) -> Iterator[dict[str, Any]]:
 def _resolve(study: StudyFile, track_name: str, point: Mapping[str, Any], seed: int, source: str) -> Trial | None:
     """The trial of one point, or None where ``exclude`` drops it."""
     track = study.tracks[track_name]
-    values = _merge(_sections(study.base), _sections(track))
+    values = {**_merge(_sections(study.base), _sections(track)), "resources": study.resources.model_dump()}
     _assign_all(values, point)
     matched = {**values, "track": track_name, "seed": seed}
     if any(_matches(matched, pattern) for pattern in study.exclude):
@@ -128,12 +134,13 @@ def _resolve(study: StudyFile, track_name: str, point: Mapping[str, Any], seed: 
             _assign_all(values, override.set)
     _normalise(values["model"])
     where = f"{source}, track {track_name!r}"
+    resources = validated(Resources, values.pop("resources"), f"{where}, resources")
     config = validated(RunConfig, {"name": study.name, "seed": seed, **values}, where)
     _check_data(track.kind, config.data, where)
     key, fields = _label(config, [axis for axis in study.axes if axis not in ("model.mixer", "model.ratio")])
     name = re.sub(r"[^A-Za-z0-9._=-]+", "-", f"{study.name} {track_name} {key} seed {seed}")  # it may name a file
     config = config.model_copy(update={"name": name})
-    return Trial(track_name, track.kind, key, seed, config, fields)
+    return Trial(track_name, track.kind, key, seed, config, fields, resources)
 
 
 def _check_data(kind: str, data: DataSection, where: str) -> None:

@@ -3,6 +3,9 @@
 Started as ``python -m plait.study.worker FOLDER THREADS``. Hashes of trials come in on stdin, one a line; a JSON line
 goes out on stdout for each: its ``state`` is ``done``, ``failed`` or ``busy`` (another process runs it). When stdin
 closes, the runner is gone: the process saves a checkpoint and ends.
+
+With a hash as third argument it runs that trial and ends. Under torchrun all processes train it together; the first one
+measures it and answers.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,10 +58,22 @@ def attempt(store: Store, trial: Trial) -> dict[str, Any]:
         return {"trial": trial.hash, "state": "busy"}
 
 
-def _guarded(store: Store, trial: Trial) -> dict[str, Any]:
+def join(store: Store, trial: Trial) -> dict[str, Any]:
+    """Train a trial as one of its further processes."""
+    from plait.training.runner import train
+
+    def run(store: Store, trial: Trial) -> None:
+        train(trial.config, store.path(trial), progress=False, data_folder=store.folder / DATA_FOLDER)
+
+    store.path(trial).mkdir(parents=True, exist_ok=True)
+    with _output_to(store.path(trial) / LOG):
+        return _guarded(store, trial, run)
+
+
+def _guarded(store: Store, trial: Trial, run: Callable[[Store, Trial], None] = run_trial) -> dict[str, Any]:
     """Run a trial; any exception fails this trial alone."""
     try:
-        run_trial(store, trial)
+        run(store, trial)
     except Exception as error:
         traceback.print_exc()
         text = str(error).strip() or "no message"
@@ -103,8 +118,8 @@ def _read_requests(requests: queue.Queue[str]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(folder: Path, threads: int) -> None:
-    """Serve the runner until it closes stdin."""
+def main(folder: Path, threads: int, only: str | None = None) -> int:
+    """Serve the runner until it closes stdin, or run one trial; returns the exit status."""
     answers: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # stdout carries answers only; whatever prints elsewhere goes to stderr
     faulthandler.enable()
@@ -113,12 +128,27 @@ def main(folder: Path, threads: int) -> None:
     _prepare(threads)
     store = Store(folder)
     trials = {trial.hash: trial for trial in store.trials()}
+    if only is not None:
+        return _run_one(store, trials[only], answers)
     answer: dict[str, Any] = {"state": "ready"}
     while True:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        _say(answers, answer)
         answer = attempt(store, trials[requests.get()])
         gc.collect()
+
+
+def _run_one(store: Store, trial: Trial, answers: TextIO) -> int:
+    """Run a trial with the other processes of torchrun, if there are any; 0 where it is done."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    answer = attempt(store, trial) if first else join(store, trial)
+    if first:
+        _say(answers, answer)
+    return 0 if answer["state"] == "done" else 1
+
+
+def _say(answers: TextIO, answer: dict[str, Any]) -> None:
+    answers.write(json.dumps(answer) + "\n")
+    answers.flush()
 
 
 def _prepare(threads: int) -> None:
@@ -133,6 +163,6 @@ def _prepare(threads: int) -> None:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), int(sys.argv[2]))
+        sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,0 +1,77 @@
+"""``plait frontier``: quality against budget for several policies."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plait.cli.options import integers
+from plait.cli.output import print_json, print_table
+from plait.errors import OptionError
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Folder of a saved model, fixture:NAME, or a name on the hub.")],
+    policies: Annotated[str, typer.Option(help="Policies with commas between.")] = "streaming,snapkv,h2o,quest",
+    budgets: Annotated[
+        str, typer.Option(help="Shares of the keys that a query may be scored with.")
+    ] = "0.1,0.25,0.5,1",
+    tasks: Annotated[str, typer.Option(help="Tasks or benchmarks with commas between.")] = "niah,key_value",
+    lengths: Annotated[str, typer.Option(help="Tokens of a row or prompt.")] = "128,256",
+    limit: Annotated[int, typer.Option(min=1, help="Samples of each.")] = 100,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/frontier by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure tasks under policies at several budgets and draw the frontier; a second call goes on."""
+    from plait.evaluation.batching import Batches
+    from plait.evaluation.frontier import Grid, figures, frontier, records
+    from plait.evaluation.subject import open_subject
+    from plait.report.figures_page import write_figures_page
+    from plait.report.lines import lines_svg
+    from plait.training.checkpoint import write_json
+
+    grid = Grid(_names(policies), _shares(budgets), _names(tasks), integers(lengths, "lengths"), limit)
+    folder = out or Path("runs") / "frontier"
+    subject = open_subject(model)
+    points = frontier(subject, grid, folder, Batches("auto", subject.device))
+    folder.mkdir(parents=True, exist_ok=True)
+    header = ["task", "policy", "budget", "score", "95 % interval", "prefill pairs", "decode pairs", "cache"]
+    rows = [
+        [p.task, p.policy, f"{p.budget:g}", f"{p.score:.3f}", f"{p.low:.3f} to {p.high:.3f}"]
+        + [_share(value) for value in (p.prefill, p.decode, p.held)]
+        for p in points
+    ]
+    write_json(folder / "frontier.json", {"model": subject.name, "points": records(points)})
+    page = write_figures_page(
+        folder / "frontier.html",
+        f"Policies on {subject.name}",
+        "Score of each task against the share of keys that a policy may score; pairs and cache as shares of dense "
+        "attention's, as measured.",
+        [lines_svg(figure) for figure in figures(points)],
+        (header, rows),
+        shlex.join(["plait", *sys.argv[1:]]),
+    )
+    if as_json:
+        print_json({"model": subject.name, "points": records(points), "page": str(page)})
+        return
+    print_table(header, rows, right=(2, 3, 5, 6, 7))
+    typer.echo(f"\nPage: {page}")
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return sorted(float(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"--budgets {text!r}: write numbers with commas between, such as 0.1,0.5,1.") from None
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,288 @@
+"""Lizard: gated linear attention beside a short softmax window with sinks, both without positions (2507.09025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.errors import CacheError
+from plait.mixers.attention import MIN_BLOCK, visible, visible_pairs
+from plait.mixers.base import Cost, Dims, Mixer, MixerOptions
+from plait.mixers.context import Context
+from plait.mixers.linear import default_heads, linear, repeat_heads, split_heads
+from plait.mixers.state import KeyValues, LayerState, Recurrent
+from plait.nn import RMSNorm, widen
+from plait.ops import attention_piece, linear_attention
+
+#: Below it a denominator counts as empty; the features of a query and of all keys then have nothing in common.
+SMALLEST = 1e-12
+
+
+@dataclass(frozen=True)
+class LizardOptions(MixerOptions):
+    """Options of Lizard.
+
+    Args:
+        num_heads: query heads H. None: ``hidden_size // head_dim``, or, if that is None too, the fewest heads (two at
+            least) that divide ``hidden_size`` into heads of at most 128 channels.
+        num_kv_heads: key and value heads N, a divisor of ``num_heads``; None: as many.
+        head_dim: channels D of a head. None: ``hidden_size // num_heads``.
+        feature_dim: features F of a query or key, both halves together; even.
+        activation: of the feature maps: ``softmax`` over each half, or ``exp``, which the paper's section on efficiency
+            has and which overflows where a softmax does not.
+        share_features: one feature map for all heads of the layer instead of one each. The paper does not say which.
+        gate_bias: constant in the gate's sigmoid; 0 as published, which starts at a gate of 1/2 and a memory of a token
+            and a half, 6 starts at 0.9975.
+        window: tokens w that the softmax branch sees, the query's own included; 0 leaves that branch out.
+        sinks: learnt terms m in its denominator.
+        qk_norm: RMS norm on every query and key head, for models that have one.
+        qk_norm_eps: epsilon of that norm; None: the model's.
+    """
+
+    mixer: ClassVar[str] = "lizard"
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    feature_dim: int = 128
+    activation: Literal["softmax", "exp"] = "softmax"
+    share_features: bool = False
+    gate_bias: float = 0.0
+    window: int = 128
+    sinks: int = 4
+    qk_norm: bool = False
+    qk_norm_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        self.require_positive("num_heads", "num_kv_heads", "head_dim", "feature_dim", "qk_norm_eps")
+        self.require(self.feature_dim % 2 == 0, "feature_dim", "has two halves and must be even")
+        self.require(self.window >= 0, "window", "must be 0 or more")
+        self.require(self.sinks >= 0, "sinks", "must be 0 or more")
+
+    def heads(self, dims: Dims) -> tuple[int, int, int]:
+        """Query heads H, key-value heads N and head dim D in a model of these ``dims``.
+
+        Raises:
+            OptionError: the options do not fit ``hidden_size``.
+        """
+        size, H, D = dims.hidden_size, self.num_heads, self.head_dim
+        if H is None and D is not None:
+            self.require(size % D == 0, "head_dim", f"does not divide hidden_size {size}; set num_heads as well")
+            H = size // D
+        H = H or default_heads(size, 128)
+        if D is None:
+            self.require(size % H == 0, "num_heads", f"does not divide hidden_size {size}; set head_dim as well")
+            D = size // H
+        N = self.num_kv_heads or H
+        self.require(H % N == 0, "num_kv_heads", f"must divide num_heads {H}")
+        return H, N, D
+
+
+class Lizard(Mixer):
+    """``y = y_gate + alpha y_anchor``, then ``W_o`` (2507.09025, section 3).
+
+    ``y_gate = (phi_q^T S) / (phi_q^T z)`` with ``S_t = g_t S_{t-1} + phi_k v_t^T``, ``z_t = g_t z_{t-1} + phi_k`` and
+    one gate ``g_t = sigmoid(W_g x_t)`` for the whole layer. ``y_anchor`` is softmax attention over the last w tokens
+    with m terms ``e^{t_j}`` that stand in its denominator only. Neither branch knows positions.
+
+    Feature maps start as an identity, cut off or repeated where F/2 is not D; ``W_g`` starts at 0, ``alpha`` at 1 and
+    ``t`` at 0: all reconstruction, since the paper does not say how they start. It writes ``t_j`` for the terms
+    themselves; as ``e^{t_j}`` they stay positive.
+    """
+
+    Options = LizardOptions
+    options: LizardOptions
+    shards_sequence = True
+
+    def __init__(self, dims: Dims, options: LizardOptions, layer: int) -> None:
+        super().__init__(dims, options, layer)
+        d = dims.hidden_size
+        H, N, D = self.sizes = options.heads(dims)
+        self.q_proj = linear(d, H * D)
+        self.k_proj = linear(d, N * D)
+        self.v_proj = linear(d, N * D)
+        self.o_proj = linear(H * D, d)
+        if options.qk_norm:
+            eps = options.qk_norm_eps or dims.norm_eps
+            self.q_norm = RMSNorm(D, eps)
+            self.k_norm = RMSNorm(D, eps)
+        maps = 1 if options.share_features else H
+        self.q_map = nn.Parameter(torch.zeros(maps, D, options.feature_dim // 2))
+        self.k_map = nn.Parameter(torch.zeros(maps, D, options.feature_dim // 2))
+        self.gate = nn.Parameter(torch.zeros(d))
+        if options.window:
+            self.alpha = nn.Parameter(torch.ones(1))
+            if options.sinks:
+                self.sink_logits = nn.Parameter(torch.zeros(options.sinks))
+        self.init_parameters(0.02)
+
+    @torch.no_grad()
+    def init_parameters(self, std: float) -> None:
+        """As the class says."""
+        _, size, half = self.q_map.shape
+        columns = torch.arange(half, device=self.q_map.device)
+        for feature_map in (self.q_map, self.k_map):
+            feature_map.zero_()[:, columns % size, columns] = 1
+        self.gate.zero_()
+        if self.options.window:
+            self.alpha.fill_(1)
+            if self.options.sinks:
+                self.sink_logits.zero_()
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        q, k, v = self.queries_keys_values(x)
+        y = self._gated(q, k, v, self.log_gate(x), context)
+        if self.options.window:
+            y = y + self.alpha * self._anchored(q, k, v, context)
+        return self.o_proj(y.to(v.dtype).flatten(2))
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``(B, T, H, D)``, keys and values ``(B, T, N, D)``, normed where the options say so."""
+        q, k, v = (split_heads(y, self.sizes[2]) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        return (self.q_norm(q), self.k_norm(k), v) if self.options.qk_norm else (q, k, v)
+
+    def log_gate(self, x: Tensor) -> Tensor:
+        """``log g`` ``(B, T)``, fp32 at least."""
+        return F.logsigmoid(widen(x) @ widen(self.gate) + self.options.gate_bias)
+
+    def _gated(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, context: Context) -> Tensor:
+        """The linear branch ``(B, T, H, V)``; the last value channel is 1, so that S holds z as well."""
+        groups = q.shape[2] // k.shape[2]
+        q_features = features(q, self.q_map, self.options.activation)
+        k_features = features(repeat_heads(k, groups), self.k_map, self.options.activation)
+        values = F.pad(repeat_heads(widen(v), groups), (0, 1), value=1.0)
+        log_decay = context.zero_padding(log_gate[..., None].expand(*v.shape[:2], q.shape[2]))
+        segment = None if context.state is None else context.state["recurrent"]
+        if context.sequence is not None:
+            piece = attention_piece(q_features, k_features, values, log_decay, scale=1.0)
+            o = context.sequence.continued(piece)
+        else:
+            o, state = linear_attention(
+                q_features,
+                context.zero_padding(k_features),
+                values,
+                log_decay,
+                scale=1.0,
+                state=None if segment is None else segment.value,  # type: ignore[attr-defined]
+                cu_seqlens=context.cu_seqlens,
+                overwrite_state=context.update_running_state,
+            )
+        if segment is not None:
+            segment.value = state  # type: ignore[attr-defined]
+        return o[..., :-1] / o[..., -1:].clamp(min=SMALLEST)
+
+    def _anchored(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """The softmax branch ``(B, T, H, D)``."""
+        start = context.padding
+        if context.state is not None:
+            if context.cu_seqlens is not None:
+                raise CacheError(
+                    f"Layer {self.layer}: packed documents cannot be cached by the window of Lizard; "
+                    "run them without a cache, or as rows of a padded batch."
+                )
+            k, v, start = context.state["kv"].append(k, v, context.padding)  # type: ignore[attr-defined]
+        if context.sequence is not None:
+            both = torch.stack([k, v], 2)
+            k, v = torch.cat([context.sequence.before(both, self.options.window - 1), both], 1).unbind(2)
+        if context.pairs is not None:
+            self._count_pairs(context, q, k.shape[1], start)
+        sinks = self.sink_logits if self.options.sinks else None
+        if context.cu_seqlens is None:
+            return anchor(q, k, v, sinks, start, self.options.window)
+        sizes = context.cu_seqlens.diff().tolist()
+        documents = zip(q.split(sizes, dim=1), k.split(sizes, dim=1), v.split(sizes, dim=1), strict=True)
+        return torch.cat([anchor(q, k, v, sinks, None, self.options.window) for q, k, v in documents], dim=1)
+
+    def _count_pairs(self, context: Context, q: Tensor, stored: int, start: Tensor | None) -> None:
+        """Add the number of products of the window to the meter; the linear branch scores no pair."""
+        batch, length, heads = q.shape[:3]
+        if context.cu_seqlens is not None:
+            rows = [(size, size) for size in context.cu_seqlens.diff().tolist()]
+        else:
+            skipped = [0] * batch if start is None else start.tolist()
+            padded = [0] * batch if context.padding is None else context.padding.tolist()
+            rows = [(length - p, stored - s) for p, s in zip(padded, skipped, strict=True)]
+        pairs = sum(visible_pairs(new, held, self.options.window) for new, held in rows)
+        context.pairs[self.layer] = context.pairs.get(self.layer, 0) + pairs * heads  # type: ignore[index,union-attr]
+
+    def new_state(self) -> LayerState:
+        window = {"kv": KeyValues(self.options.window)} if self.options.window else {}
+        return LayerState({"recurrent": Recurrent(), **window})
+
+    @classmethod
+    def cost(cls, dims: Dims, T: int, options: LizardOptions, *, cache_dtype: torch.dtype = torch.bfloat16) -> Cost:
+        """See :meth:`Mixer.cost`. The linear branch costs ``5 H F (D + 1)`` a token and holds ``4 H F (D + 1)`` bytes;
+        the window costs ``2 w (2T - w) H D`` and holds the last ``w - 1`` keys and values.
+        """
+        H, N, D = options.heads(dims)
+        elements = H * options.feature_dim * (D + 1)
+        seen, stored = min(T, options.window), min(T, max(options.window - 1, 0))
+        return Cost(
+            flops_prefill=5 * elements * T + 2 * seen * (2 * T - seen) * H * D,
+            flops_decode=5 * elements + 4 * min(T + 1, options.window) * H * D,
+            state_bytes=4 * elements + 2 * stored * N * D * cache_dtype.itemsize,
+        )
+
+    def effective_weights(self, x: Tensor, context: Context | None = None) -> Tensor:
+        context = replace(context or Context.plain(x), state=None)
+        q, k, _ = self.queries_keys_values(x)
+        # with the value of token j a unit vector along j, the outputs are the rows of the matrix
+        length = x.shape[1]
+        unit = torch.eye(length, dtype=x.dtype, device=x.device)[None, :, None].expand(x.shape[0], -1, k.shape[2], -1)
+        y = self._gated(q, k, unit, self.log_gate(x), context)
+        if self.options.window:
+            y = y + self.alpha * self._anchored(q, k, unit, context)
+        return y.transpose(1, 2)
+
+
+def features(x: Tensor, weight: Tensor, activation: str) -> Tensor:
+    """Hedgehog's ``phi(x) = [f(x W), f(-x W)]``, positive (2402.04347).
+
+    Args:
+        x: ``(B, T, H, D)``.
+        weight: ``(H, D, F/2)``, or ``(1, D, F/2)`` for all heads.
+        activation: f: ``softmax`` over the F/2 features of a half, or ``exp``.
+
+    Returns:
+        ``(B, T, H, F)``, fp32 at least.
+    """
+    y = torch.einsum("bthd,hdf->bthf", widen(x), widen(weight).expand(x.shape[2], -1, -1))
+    halves = (y.softmax(-1), (-y).softmax(-1)) if activation == "softmax" else (y.exp(), (-y).exp())
+    return torch.cat(halves, dim=-1)
+
+
+def anchor(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, start: Tensor | None, window: int) -> Tensor:
+    """Softmax over a window with further terms in its denominator, of the newest T of S tokens; costs ``O(T w)``.
+
+    Args:
+        q: ``(B, T, H, D)``, at slots S - T to S - 1.
+        k: ``(B, S, N, D)``.
+        v: ``(B, S, N, V)``.
+        sinks: logits ``(m,)`` of the further terms, or None.
+        start: ``(B,)`` first real slot of each row, or None.
+        window: tokens that a query sees, its own included.
+
+    Returns:
+        ``(B, T, H, V)``, fp32 at least; a row of weights sums to less than 1 where there are sinks.
+    """
+    length, stored, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    q, k, v = widen(q) * q.shape[-1] ** -0.5, repeat_heads(widen(k), groups), repeat_heads(widen(v), groups)
+    slots = torch.arange(stored, device=q.device)
+    block = max(MIN_BLOCK, window)
+    outputs = []
+    for first in range(stored - length, stored, block):
+        last, low = min(first + block, stored), max(0, first - window + 1)
+        queries, keys = slice(first - stored + length, last - stored + length), slice(low, last)
+        scores = torch.einsum("bthd,bshd->bhts", q[:, queries], k[:, keys])
+        mask = visible(slots[first:last], slots[keys], start, window)
+        scores = scores.masked_fill(~mask, float("-inf"))
+        if sinks is None:
+            weights = scores.softmax(-1)
+        else:
+            column = widen(sinks).logsumexp(0).expand(*scores.shape[:-1], 1)
+            weights = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
+        outputs.append(torch.einsum("bhts,bshd->bthd", weights, v[:, keys]))
+    return torch.cat(outputs, dim=1)

@@ -1,0 +1,73 @@
+"""H2O: keep the tokens that have received most attention so far, and the recent ones (2306.14048).
+
+Attention is summed over all queries that saw a token and over the query heads of its kv head. After every call each kv
+head is cut to ``heavy + recent`` tokens. A prompt given in one call is attended densely; in chunks, each chunk sees
+what the calls before it left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from plait.mixers.state import LayerState
+from plait.policies.base import Policy, PolicyOptions
+from plait.policies.call import Call, LayerInfo
+from plait.policies.importance import best, over_group
+from plait.policies.products import ENTRIES, probabilities
+from plait.policies.store import Store
+
+
+@dataclass(frozen=True)
+class H2OOptions(PolicyOptions):
+    """Options of H2O.
+
+    Args:
+        heavy: tokens kept for the attention they received.
+        recent: last tokens, always kept.
+    """
+
+    policy: ClassVar[str] = "h2o"
+    heavy: int = 512
+    recent: int = 512
+
+    def __post_init__(self) -> None:
+        self.require_at_least(0, "heavy")
+        self.require_at_least(1, "recent")
+
+
+class H2O(Policy):
+    """``score_j = sum_i a_ij``; the ``heavy`` best of what is not recent stay, by kv head."""
+
+    Options = H2OOptions
+    options: H2OOptions
+    reduces = ("decode",)
+
+    @classmethod
+    def with_budget(cls, budget: int, length: int) -> dict[str, Any]:
+        budget = min(budget, length)
+        return {"heavy": budget // 2, "recent": max(1, budget - budget // 2)}
+
+    def new_state(self, layer: LayerInfo) -> LayerState:
+        return LayerState({"kv": Store(extras=("score",))})
+
+    def write(self, call: Call) -> None:
+        score = call.k.new_zeros(call.k.shape[:3], dtype=torch.promote_types(call.k.dtype, torch.float32))
+        self.store(call).add(call.k, call.v, call.positions, call.lengths, score=score)
+
+    def trim(self, call: Call) -> None:
+        store: Any = self.store(call)
+        keys = store.view()
+        step = max(1, ENTRIES // (call.q.shape[0] * call.q.shape[1] * keys.size))
+        for first in range(0, call.q.shape[2], step):
+            part = call.part(first, min(first + step, call.q.shape[2]))
+            weights = probabilities(part, keys, part.q, part.positions, part.real)
+            store.score = store.score + over_group(weights.sum(2), call.layer.group, "sum").to(store.score.dtype)
+        budget = self.options.heavy + self.options.recent
+        if keys.size > budget:
+            slots = torch.arange(keys.size, device=call.q.device)
+            held = keys.size if keys.lengths is None else keys.lengths[..., None]
+            score = store.score.masked_fill(slots >= held - self.options.recent, float("inf"))
+            store.keep(*best(score.masked_fill(slots >= held, float("-inf")), budget))

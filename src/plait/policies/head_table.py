@@ -1,0 +1,78 @@
+"""One number per layer and kv head: how much a head needs full attention (the result of a calibration)."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from plait.errors import DataError, OptionError
+from plait.policies.call import LayerInfo, ModelInfo
+
+
+@dataclass(frozen=True)
+class HeadTable:
+    """Values by layer and kv head.
+
+    Args:
+        values: one row per layer of the model, one number per kv head.
+        fingerprint: of the model it was made for (:attr:`~plait.policies.ModelInfo.fingerprint`), or None if unknown.
+        source: what messages call it.
+    """
+
+    values: tuple[tuple[float, ...], ...]
+    fingerprint: str | None = None
+    source: str = "the given table"
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadTable:
+        """A table from a ``.json`` file of :meth:`save`, or from tab-separated rows, as DuoAttention publishes them.
+
+        Raises:
+            DataError: the file cannot be read as a table.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"The head table {path} cannot be read: {error.strerror}.") from None
+        try:
+            if Path(path).suffix == ".json":
+                content = json.loads(text)
+                return cls(tuple(tuple(map(float, r)) for r in content["heads"]), content["fingerprint"], str(path))
+            rows = tuple(tuple(map(float, line.split())) for line in text.splitlines() if line.strip())
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a head table: rows of numbers, one row a layer ({error}).") from None
+        return cls(rows, None, str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.json`` file."""
+        content = {"fingerprint": self.fingerprint, "heads": self.values}
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def check(self, model: ModelInfo) -> None:
+        """Raise :class:`~plait.errors.OptionError` unless the table is for such a model."""
+        expected = [layer.kv_heads for layer in model.layers]
+        found = [len(row) for row in self.values]
+        if found != expected:
+            raise OptionError(
+                f"{self.source} has {len(found)} rows of {sorted(set(found))} heads, but {model.name} has "
+                f"{len(expected)} layers of {sorted(set(expected))} kv heads: use the table of this model."
+            )
+        if self.fingerprint is not None and self.fingerprint != model.fingerprint:
+            raise OptionError(
+                f"{self.source} was made for another model (fingerprint {self.fingerprint}, this {model.name} has "
+                f"{model.fingerprint}): calibrate again."
+            )
+
+    def largest(self, share: float, layers: list[LayerInfo]) -> dict[int, list[bool]]:
+        """The heads of the largest values, over all ``layers`` together, by layer index.
+
+        With n heads, the ``ceil((1 - share) (n - 1))`` smallest are left out: those below the ``1 - share`` quantile,
+        where ties are broken by layer and head.
+        """
+        rows = {layer.index: self.values[position] for position, layer in enumerate(layers)}
+        ordered = sorted((min(max(v, 0.0), 1.0), i, h) for i, row in rows.items() for h, v in enumerate(row))
+        dropped = math.ceil(round((1 - share) * (len(ordered) - 1), 6))  # 0.7 * 10 is not above 7
+        out = {(i, h) for _, i, h in ordered[:dropped]}
+        return {i: [(i, h) not in out for h in range(len(row))] for i, row in rows.items()}

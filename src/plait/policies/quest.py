@@ -1,0 +1,129 @@
+"""Quest: decoding over the pages whose keys could score highest (2406.10774, as in The Sparse Frontier, 2504.17768).
+
+Every key stays. Per page and channel the smallest and the largest key are kept; they bound the product of a query with
+any key of the page. The current page and those with the largest bounds are read. Prefill is dense.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from plait.mixers.state import LayerState, Segment
+from plait.policies.base import Policy, PolicyOptions
+from plait.policies.call import Call, LayerInfo
+from plait.policies.importance import best, over_group
+from plait.policies.products import band, chosen
+from plait.policies.store import Keys, Store
+
+
+@dataclass(frozen=True)
+class QuestOptions(PolicyOptions):
+    """Options of Quest.
+
+    Args:
+        page: tokens of a page.
+        budget: tokens read beside the current page; a multiple of ``page``.
+        share_pages: query heads of one kv head read the same pages, chosen by the sum of their bounds.
+    """
+
+    policy: ClassVar[str] = "quest"
+    page: int = 16
+    budget: int = 1024
+    share_pages: bool = True
+
+    def __post_init__(self) -> None:
+        self.require_at_least(1, "page")
+        self.require(
+            self.budget >= self.page and self.budget % self.page == 0,
+            "budget",
+            f"must be a multiple of the page's {self.page} tokens",
+        )
+
+
+class Pages(Segment):
+    """Smallest and largest key of each page by channel, ``(B, G, P, D)``."""
+
+    fields = ("low", "high")
+    can_crop = True
+
+    def __init__(self) -> None:
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+
+    def crop(self, tokens: int) -> None:
+        """Nothing to do: the next update begins at the page of its first token and writes stale pages anew."""
+
+    def update(self, keys: Keys, first: int, size: int) -> None:
+        """Compute the pages from the one that holds position ``first`` on."""
+        page = first // size
+        k = keys.keys[:, :, page * size :]
+        slots = torch.arange(page * size, keys.size, device=k.device)
+        real = slots < (keys.size if keys.lengths is None else keys.lengths[..., None])
+        real = real.expand(*k.shape[:3])[..., None]
+        spare = (0, 0, 0, -k.shape[2] % size)
+        low, high = (F.pad(k.masked_fill(~real, end), spare, value=end) for end in (float("inf"), float("-inf")))
+        low, high = low.unflatten(2, (-1, size)).amin(3), high.unflatten(2, (-1, size)).amax(3)
+        if self.low is not None and self.high is not None and page:
+            low = torch.cat([self.low[:, :, :page], low], dim=2)
+            high = torch.cat([self.high[:, :, :page], high], dim=2)
+        self.low, self.high = low, high
+
+
+class Quest(Policy):
+    """``u_page = sum_d max(q_d low_d, q_d high_d)``; the pages with the largest u, and the current one, are read."""
+
+    Options = QuestOptions
+    options: QuestOptions
+    reduces = ("decode",)
+
+    @classmethod
+    def with_budget(cls, budget: int, length: int) -> dict[str, Any]:
+        page = max(1, min(16, budget // 4))
+        budget = max(page, (min(budget, length) - 1) // page * page)
+        return {"page": page, "budget": budget}
+
+    def new_state(self, layer: LayerInfo) -> LayerState:
+        return LayerState({"kv": Store(), "pages": Pages()})
+
+    def write(self, call: Call) -> None:
+        super().write(call)
+        self.pages(call).update(self.keys(call), int(call.forward.past.min()), self.options.page)
+
+    def decode(self, call: Call) -> Tensor:
+        keys, size = self.whole_keys(call), self.options.page
+        pages = -(-keys.size // size)
+        if pages <= self.options.budget // size + 1:
+            return band(call, keys)
+        current = call.last_positions // size
+        bounds = self.bounds(call)
+        number = torch.arange(pages, device=bounds.device)
+        bounds = bounds.masked_fill(number >= current[:, None, None], float("-inf"))
+        bounds = bounds.masked_fill(number == current[:, None, None], float("inf"))
+        index, valid = best(bounds, self.options.budget // size + 1)
+        slots = (index[..., None] * size + torch.arange(size, device=index.device)).flatten(2)
+        inside = slots <= call.last_positions[:, None, None]
+        inside = inside if valid is None else inside & valid.repeat_interleave(size, dim=2)
+        return chosen(call, keys, slots.clamp(max=keys.size - 1)[:, :, None], inside[:, :, None])
+
+    def bounds(self, call: Call) -> Tensor:
+        """Upper bound of the query's product with any key of each page, ``(B, G or H, P)``."""
+        pages, group = self.pages(call), call.layer.group
+        assert pages.low is not None
+        assert pages.high is not None
+        # max(q l, q h) = relu(q) h - relu(-q) l; pages without a token in a row are infinite and never chosen
+        low, high = (x.masked_fill(x.isinf(), 0).repeat_interleave(group, dim=1) for x in (pages.low, pages.high))
+        u = (call.q.clamp(min=0) @ high.mT + call.q.clamp(max=0) @ low.mT).squeeze(2)
+        call.count(index_pairs=u.numel(), bytes_read=pages.bytes())
+        return over_group(u, group, "sum") if self.options.share_pages else u
+
+    @staticmethod
+    def pages(call: Call) -> Pages:
+        """The layer's pages."""
+        pages = call.state["pages"]
+        assert isinstance(pages, Pages)
+        return pages

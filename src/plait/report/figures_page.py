@@ -1,0 +1,65 @@
+"""A page of figures with a table below, in one file that opens offline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from plait.report.style import PALETTE
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+
+
+def write_figures_page(path: Path, title: str, lead: str, svgs: Sequence[str], table: Table, command: str) -> Path:
+    """Write the page.
+
+    Args:
+        path: the file; its folder is made if absent.
+        title: heading.
+        lead: a sentence below it.
+        svgs: SVG documents.
+        table: header and rows.
+        command: that made it.
+
+    Returns:
+        The path.
+    """
+    colours = "".join(
+        f"{where}{{{''.join(f'--{role}:{colour};' for role, colour in PALETTE[theme].items())}}}{end}"
+        for theme, where, end in (
+            ("light", ":root", ""),
+            ("dark", "@media screen and (prefers-color-scheme: dark){:root", "}"),
+        )
+    )
+    style = (files("plait.report") / "style.css").read_text(encoding="utf-8")
+    header, rows = table
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    figures = "".join(f"<figure>{_alone(svg, index)}</figure>" for index, svg in enumerate(svgs))
+    text = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="generator" content="plait">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title><style>{colours}{style}figure{{margin:1.5rem 0}}"
+        "figure svg{max-width:100%;height:auto}</style></head>"
+        f'<body><main><header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>'
+        f'<p class="meta"><code>{escape(command)}</code></p></header><section>{figures}</section>'
+        f'<section><div class="scroll bordered"><table><thead><tr>'
+        f"{''.join(f'<th>{escape(name)}</th>' for name in header)}</tr></thead><tbody>{body}</tbody></table></div>"
+        "</section></main></body></html>\n"
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _alone(svg: str, index: int) -> str:
+    """The figure with its style kept to itself: several on one page must not colour each other."""
+    name = f"figure-{index}"
+    start, end = svg.index("<style>") + len("<style>"), svg.index("</style>")
+    rules = svg[start:end]
+    rules = rules[rules.index("}}") + 2 :] if "@media" in rules else rules  # colours come from the page
+    scoped = "".join(f"#{name} {rule}}}" for rule in rules.split("}") if rule.strip())
+    return f"{svg[: start - len('<style>')]}<style>{scoped}{svg[end:]}".replace("<svg ", f'<svg id="{name}" ', 1)
