@@ -48,6 +48,10 @@ PACKAGES = (
     "plait.evaluation.harness",
     "plait.fixtures",
     "plait.evaluation.fixtures",
+    "plait.distributed",
+    "plait.planner",
+    "plait.policies",
+    "plait.conversion",
     "plait.probes",
     "plait.claims",
 )

@@ -237,6 +237,40 @@ def memory(
     print_table(header, rows, right=(3, 5, 6))
 
 
+@app.command("policies")
+def policies(
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", metavar="NAME", help="Only this policy; repeat for more.")
+    ] = None,
+    prompt: Annotated[int, typer.Option(min=2, help="Tokens read in one pass.")] = 16_384,
+    context: Annotated[int, typer.Option(min=2, help="Tokens before the decoded one.")] = 32_768,
+    repeats: Annotated[int, typer.Option(min=3, help="Turns; each reads the whole prompt.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Time policies at their default options against the same model with dense attention (SDPA)."""
+    from plait.benchmarks.policies import chosen_policies, time_policies
+
+    head = _heading("cpu")
+    timings = time_policies(chosen_policies(policy or []), prompt, context, repeats, _announce)
+    if as_json:
+        print_json({**head, "timings": [asdict(timing) for timing in timings]})
+        return
+    _print_heading(head)
+    typer.echo("model: 4 layers, 8 query heads on 2 key-value heads of width 64, random weights; default options")
+    typer.echo(
+        "ratio: dense attention's time over the policy's (median, and quartiles of the turns), of the whole model"
+    )
+    typer.echo("pairs, cache: as shares of dense attention's; error: of the last logits, relative\n")
+    header = ["policy", "phase", "tokens", "ms", "dense ms", "ratio", "spread", "pairs", "cache", "error"]
+    rows = [
+        [t.policy, t.phase, f"{t.tokens:,}", f"{t.milliseconds:.1f}", f"{t.dense_milliseconds:.1f}"]
+        + _cells_of(t.speed)
+        + [f"{t.pairs:.1%}", f"{t.cache:.1%}", f"{t.error:.3f}"]
+        for t in timings
+    ]
+    print_table(header, rows, right=(2, 3, 4, 5, 7, 8, 9))
+
+
 @app.command("sequence")
 def sequence(
     shape: Annotated[str, typer.Option(metavar="B-T-H-D", help="Sizes of the whole.")] = "B1-T8192-H8-D64",
