@@ -82,6 +82,7 @@ _METHODS = [
     Method("snapkv", "policy", "plait.policies.snapkv:SnapKV", "SnapKV", "2404.14469", "grows"),
     Method("ada_snapkv", "policy", "plait.policies.ada_snapkv:AdaSnapKV", "Ada-SnapKV", "2407.11550", "grows"),
     Method("h2o", "policy", "plait.policies.h2o:H2O", "H2O", "2306.14048", "constant"),
+    Method("tova", "policy", "plait.policies.tova:Tova", "TOVA", "2401.06104", "constant"),
     Method("recycled", "policy", "plait.policies.recycled:Recycled", "Recycled Attention", "2411.05787", "grows"),
     Method(
         "duo_attention", "policy", "plait.policies.duo_attention:DuoAttention", "DuoAttention", "2410.10819", "grows"
@@ -312,6 +313,13 @@ _METHODS = [
         "plait.claims.retrieval:RetrievalHeadsAreCausal",
         "Retrieval heads are causal",
         "2404.15574",
+    ),
+    Method(
+        "chosen_layers_beat_even_ones",
+        "claim",
+        "plait.claims.halo:ChosenLayersBeatEvenOnes",
+        "Chosen layers beat even ones",
+        "2601.22156",
     ),
 ]
 

@@ -31,6 +31,10 @@ SIZES = {
 }
 
 
+#: Options that a policy cannot do without: a table of heads, here half of them full.
+NEEDED: dict[str, dict[str, Any]] = {"duo_attention": {"heads": [[1.0, 0.0]] * SIZES["num_hidden_layers"]}}
+
+
 @dataclass(frozen=True)
 class PolicyTiming:
     """One policy in one phase.
@@ -104,7 +108,7 @@ def _prefill(name: str, model: Any, peer: Any, ids: Tensor, repeats: int) -> Pol
         logits: Tensor = reader(input_ids=ids, use_cache=True, logits_to_keep=1).logits
         return logits
 
-    with policy(model, name) as applied:
+    with policy(model, name, **NEEDED.get(name, {})) as applied:
         error = _difference(read(model), read(peer))
         report = applied.report()
         seconds = take_turns({"policy": lambda: read(model), "dense": lambda: read(peer)}, repeats, warm_up=False)
@@ -114,7 +118,7 @@ def _prefill(name: str, model: Any, peer: Any, ids: Tensor, repeats: int) -> Pol
 
 def _decode(name: str, model: Any, peer: Any, ids: Tensor, dense_cache: Any, repeats: int) -> PolicyTiming:
     length, token = ids.shape[1], ids[:, :1]
-    with policy(model, name) as applied:
+    with policy(model, name, **NEEDED.get(name, {})) as applied:
         cache = model(input_ids=ids, use_cache=True, logits_to_keep=1)[CACHE_NAME]
         applied.reset_report()
 

@@ -1,0 +1,211 @@
+"""Commands around policies, probes and claims, on a shipped fixture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plait.cli.app import main
+from plait.errors import CatalogError, OptionError
+from plait.evaluation.frontier import DENSE, Grid, Point, figures
+from plait.evaluation.measurements import predict
+from plait.evaluation.subject import Subject, open_subject
+from plait.evaluation.texts import TextMeasurement
+from plait.evaluation.under_policy import under_policy
+from plait.report.figures_page import write_figures_page
+from plait.report.lines import lines_svg
+
+FIXTURE = "fixture:recall-small"
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return open_subject(FIXTURE)
+
+
+def call(capsys: pytest.CaptureFixture, arguments: Sequence[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def result(capsys: pytest.CaptureFixture, arguments: Sequence[str]) -> Any:
+    status, out, err = call(capsys, [*arguments, "--json"])
+    assert status == 0, err
+    return json.loads(out)
+
+
+# ---- run
+
+
+def test_run_continues_a_prompt_and_says_what_the_policy_did(capsys: pytest.CaptureFixture) -> None:
+    prompt = "import os, sys, json, re, math\n" * 4
+    command = ["run", FIXTURE, "--policy", "streaming", "--prompt", prompt, "--max-new-tokens", "6"]
+    status, out, err = call(capsys, [*command, "--option", "window=16", "--option", "sinks=2"])
+    assert status == 0
+    assert out.startswith("import os")
+    assert "policy    streaming, layers 0, 1, 2, 3" in err
+    share = float(err.split("decode")[1].split("(")[1].split("%")[0])
+    assert share == pytest.approx(100 * 18 / 127, abs=0.5), "16 of the window and 2 sinks, of about 127 keys"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "streaming"], "one of the two"),
+        (["--policy", "streamin", "--prompt", "a"], "Did you mean 'streaming'"),
+        (["--policy", "streaming", "--prompt", "a", "--option", "windows=3"], "Did you mean 'window'"),
+        (["--policy", "streaming", "--prompt", "a", "--temperature", "0"], "must be above 0"),
+        (["--policy", "streaming", "--prompt-file", "absent.txt"], "absent.txt"),
+    ],
+)
+def test_run_says_what_is_wrong(capsys: pytest.CaptureFixture, arguments: list[str], message: str) -> None:
+    status, _, err = call(capsys, ["run", FIXTURE, *arguments])
+    assert status == 1
+    assert message in err
+
+
+# ---- evaluation
+
+
+def test_predictions_token_by_token_are_those_of_one_pass_at_full_budget(subject: Subject) -> None:
+    ids = torch.randint(3, 200, (3, 40), generator=torch.Generator().manual_seed(0))
+    with under_policy(subject, "dense", {}) as (dense, _):
+        assert torch.equal(predict(dense, ids, 25)[:, 25:], predict(subject, ids)[:, 25:])
+        assert bool((predict(dense, ids, 25)[:, :25] == -1).all())
+    assert subject.model(input_ids=ids).logits.isfinite().all()
+
+
+def test_a_policy_changes_what_is_measured_and_under_which_name(subject: Subject) -> None:
+    with under_policy(subject, "streaming", {"window": 8}) as (changed, applied):
+        assert changed.name == f'{FIXTURE} under streaming {{"window": 8}}'
+        assert changed.fingerprint != subject.fingerprint
+        predict(changed, torch.randint(3, 200, (1, 40)), 30)
+        assert 0 < applied.report().share < 1
+    with under_policy(subject, "streaming", {"window": 9}) as (other, _):
+        assert other.fingerprint != changed.fingerprint
+    with pytest.raises(CatalogError), under_policy(subject, "nothing", {}):
+        pass
+
+
+def test_eval_measures_under_a_policy(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    common = ["eval", FIXTURE, "--tasks", "niah", "--lengths", "128", "--limit", "12", "--out", str(tmp_path)]
+    dense = result(capsys, common)["results"][0]
+    narrow = result(capsys, [*common, "--policy", "streaming", "--policy-option", "window=12"])["results"][0]
+    wide = result(capsys, [*common, "--policy", "quest"])["results"][0]
+    assert dense["score"] == wide["score"] == 1.0
+    assert narrow["score"] < 0.5, "needles lie outside of the window"
+    assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+def test_a_loss_on_text_is_refused_where_it_would_mislead(subject: Subject) -> None:
+    text = TextMeasurement("python-stdlib", 64, 2)
+    for name, message in (("vertical_slash", "looking at later tokens"), ("quest", "it changes nothing")):
+        with under_policy(subject, name, {}) as (changed, _), pytest.raises(OptionError, match=message):
+            text.check(changed)
+    with under_policy(subject, "streaming", {"window": 8}) as (changed, _):
+        text.check(changed)
+
+
+def test_policy_options_need_a_policy(capsys: pytest.CaptureFixture) -> None:
+    status, _, err = call(capsys, ["eval", FIXTURE, "--tasks", "niah", "--policy-option", "window=2"])
+    assert status == 1
+    assert "--policy-option goes with --policy" in err
+
+
+# ---- frontier
+
+
+def test_frontier_measures_every_policy_at_every_budget(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    command = ["frontier", FIXTURE, "--policies", "streaming,quest", "--budgets", "0.25,1", "--tasks", "niah"]
+    command += ["--lengths", "128", "--limit", "8", "--out", str(tmp_path)]
+    points = {(p["policy"], p["budget"]): p for p in result(capsys, command)["points"]}
+    assert set(points) == {("dense", 1.0), *((name, share) for name in ("streaming", "quest") for share in (0.25, 1.0))}
+    for name in ("streaming", "quest"):
+        assert points[name, 1.0]["score"] == points["dense", 1.0]["score"]
+    assert points["quest", 0.25]["decode"] < 0.3
+    assert points["streaming", 0.25]["score"] < 0.6 < points["quest", 0.25]["score"]
+    page = (tmp_path / "frontier.html").read_text()
+    assert page.count("<svg") == 1
+    assert "niah length=128" in page
+    again = {(p["policy"], p["budget"]): p for p in result(capsys, command)["points"]}
+    assert again == points, "a second call reads scores, pairs and bytes of the first"
+
+
+def test_a_frontier_has_a_line_for_each_policy_and_dense_across() -> None:
+    def point(policy: str, budget: float, score: float) -> Point:
+        return Point(policy, budget, "task", score, score, score, None, 0.5, 0.5, {})
+
+    chart = figures([point(DENSE, 1, 0.9), point("a", 0.1, 0.2), point("a", 1, 0.9), point("b", 0.1, 0.4)])[0]
+    assert [line.name for line in chart.lines] == ["dense", "a", "b"]
+    means = [[value.mean if value else None for value in line.values] for line in chart.lines]
+    assert means == [[0.9, 0.9], [0.2, 0.9], [0.4, None]]
+    for budgets in ([], [0.0, 0.5], [1.5]):
+        with pytest.raises(OptionError, match="budgets"):
+            Grid(["streaming"], budgets, ["niah"], [128], 1)
+
+
+def test_figures_on_one_page_do_not_share_their_styles(tmp_path: Path) -> None:
+    chart = figures([Point(DENSE, 1, "t", 0.9, 0.8, 1, None, None, None, {}), Point("a", 1, "t", 1, 1, 1, 1, 1, 1, {})])
+    svg = lines_svg(chart[0])
+    shown = (["h"], [["<c>"]])
+    page = write_figures_page(tmp_path / "page.html", "<T>", "lead", [svg, svg], shown, "plait x").read_text()
+    assert "&lt;T&gt;" in page
+    assert "<td>&lt;c&gt;</td>" in page
+    for index in (0, 1):
+        assert f'<svg id="figure-{index}"' in page
+        assert f"#figure-{index} .line{{" in page
+    assert "@media(prefers-color-scheme:dark)" not in page, "colours are the page's"
+
+
+# ---- probe
+
+
+def test_probe_finds_heads_and_masks_them(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    command = ["probe", FIXTURE, "retrieval_heads", "--rows", "6", "--mask", "4", "--out", str(tmp_path)]
+    found = result(capsys, command)
+    best = [row for row in found["table"] if row["retrieval"] and row["score"] > 0.5]
+    assert {row["layer"] for row in best} == {3}
+    recall = {(row["heads"], row["chosen"]): row["recall"] for row in found["masked"]}
+    assert recall[0, "none"] == 1
+    assert recall[4, "top"] < 0.5 < recall[4, "random"], "masking the found heads destroys recall, others do not"
+    assert (tmp_path / "table.csv").read_text().startswith("layer,head,score")
+    assert (tmp_path / "figure.svg").exists()
+
+
+def test_probe_reads_a_text(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("import os\n" * 30)
+    command = ["probe", FIXTURE, "attention_sinks", "--text", str(text), "--length", "64", "--rows", "2"]
+    table = result(capsys, [*command, "--out", str(tmp_path)])["table"]
+    assert len(table) == 4 * 4 * 2
+    status, _, err = call(capsys, [*command, "--rows", "90"])
+    assert (status, "rows of 64 need" in err) == (1, True)
+    status, _, err = call(capsys, ["probe", FIXTURE, "attention_sinks"])
+    assert (status, "give --text FILE" in err) == (1, True)
+    status, _, err = call(capsys, [*command, "--mask", "2"])
+    assert (status, "belongs to retrieval_heads" in err) == (1, True)
+
+
+# ---- claim
+
+
+def test_claims_are_listed_shown_and_tabled(capsys: pytest.CaptureFixture) -> None:
+    listed = result(capsys, ["claim", "list"])
+    verdicts = {row["name"]: row["verdict"] for row in listed}
+    assert verdicts["gates_reach_the_transformer"] == "does not hold"
+    shown = result(capsys, ["claim", "show", "gates_reach_the_transformer"])
+    assert shown["evidence"]["seeds"] == [0, 1, 2]
+    status, out, _ = call(capsys, ["claim", "table"])
+    assert status == 0
+    assert len(out.strip().splitlines()) == 2 + len(listed)
+    status, out, _ = call(capsys, ["claim", "show", "retrieval_heads_are_causal"])
+    assert "verdict     holds" in out
+    status, _, err = call(capsys, ["claim", "run", "gates_reach"])
+    assert (status, "no claim named 'gates_reach'" in err) == (1, True)
