@@ -113,6 +113,16 @@ def families_table() -> str:
     return table(["page", "names", "in", "papers"], rows)
 
 
+def policies_table() -> str:
+    """Every policy: what it does, which phases it saves work in, and whether its cache grows."""
+    rows = []
+    for one in methods("policy"):
+        if one.paper:
+            saves = " and ".join(one.load().reduces) or "nothing"
+            rows.append([f"`{one.name}`", one.title, paper(one.paper), saves, one.state])
+    return table(["policy", "method", "paper", "saves work in", "cache"], rows)
+
+
 def measures_table(kind: str) -> str:
     """Every task or every benchmark, one a line, with the suites that measure it."""
     place = {"task": 0, "benchmark": 1}[kind]
@@ -187,6 +197,7 @@ def sections() -> dict[Path, dict[str, str]]:
         ROOT / "README.md": {"mixers": mixers_table(), "families": families_table()},
         ROOT / "docs" / "evaluation.md": {"tasks": measures_table("task"), "benchmarks": measures_table("benchmark")},
         ROOT / "docs" / "fixtures.md": {"scores": scores_table()},
+        ROOT / "docs" / "policies.md": {"policies": policies_table()},
         ROOT / "docs" / "claims.md": {"claims": claims()},
         ROOT / "docs" / "api.md": {"names": "\n\n".join(map(names_of, PACKAGES))},
     }

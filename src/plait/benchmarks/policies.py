@@ -100,7 +100,8 @@ def time_policies(
 
 def _model() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES, attn_implementation="sdpa", max_position_embeddings=2**17)).eval()
+    sizes: dict[str, Any] = {**SIZES, "attn_implementation": "sdpa", "max_position_embeddings": 2**17}
+    return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
 
 
 def _prefill(name: str, model: Any, peer: Any, ids: Tensor, repeats: int) -> PolicyTiming:

@@ -111,13 +111,18 @@ def frontier(subject: Subject, grid: Grid, folder: Path, batches: Batches) -> li
                     if "reason" in result:
                         raise OptionError(f"{measurement.name}: {result['reason']}")
                     work = _work(applied.report(), place / f"{changed.fingerprint}-{_slug(measurement.name)}.json")
+                    score, low, high = (float(result[key]) for key in ("score", "low", "high"))
                     points.append(
                         Point(
                             name,
                             share,
                             measurement.name,
-                            *(result[key] for key in ("score", "low", "high")),
-                            **work,
+                            score,
+                            low,
+                            high,
+                            prefill=work["prefill"],
+                            decode=work["decode"],
+                            held=work["held"],
                             options=options,
                         )
                     )

@@ -17,6 +17,9 @@ from plait.policies.base import Policy, PolicyOptions
 from plait.policies.build import build, names
 from plait.policies.call import Call, LayerInfo, ModelInfo
 from plait.policies.dense import Dense
+from plait.policies.duo_data import CalibrationRow, passkey_rows, task_rows
+from plait.policies.duo_optimise import FindHeadsOptions, find_heads
+from plait.policies.head_table import HeadTable
 from plait.policies.meter import Report, Work
 from plait.policies.runtime import Applied
 
@@ -57,8 +60,11 @@ def _name(policy: str | Mapping[str, Any] | Policy) -> str:
 
 __all__ = [
     "Applied",
+    "CalibrationRow",
     "Call",
     "Dense",
+    "FindHeadsOptions",
+    "HeadTable",
     "LayerInfo",
     "ModelInfo",
     "Policy",
@@ -66,7 +72,10 @@ __all__ = [
     "Report",
     "Work",
     "build",
+    "find_heads",
     "masked_reference",
     "names",
+    "passkey_rows",
     "policy",
+    "task_rows",
 ]
