@@ -66,6 +66,13 @@ _METHODS = [
     Method("lizard", "mixer", "plait.mixers.lizard:Lizard", "Lizard", "2507.09025", "bounded"),
     Method("halo", "recipe", "plait.conversion.halo:Halo", "HALO", "2601.22156"),
     Method("lizard", "recipe", "plait.conversion.lizard:Lizard", "Lizard", "2507.09025"),
+    Method(
+        "sliding_window",
+        "recipe",
+        "plait.conversion.sliding_window:SlidingWindow",
+        "Sliding window attention",
+        "2512.10411",
+    ),
     Method("dense", "policy", "plait.policies.dense:Dense", "Dense attention", "1706.03762", "grows"),
     Method("streaming", "policy", "plait.policies.streaming:Streaming", "StreamingLLM", "2309.17453", "constant"),
     Method(
@@ -261,6 +268,13 @@ _METHODS = [
     Method("longbench", "benchmark", "plait.evaluation.prompts.longbench:LongBench", "LongBench", "2308.14508"),
     Method("retrieval_heads", "probe", "plait.probes.retrieval_heads:RetrievalHeads", "Retrieval heads", "2404.15574"),
     Method("attention_sinks", "probe", "plait.probes.attention_sinks:AttentionSinks", "Attention sinks", "2410.10781"),
+    Method(
+        "attention_entropy",
+        "probe",
+        "plait.probes.attention_entropy:AttentionEntropy",
+        "Attention entropy",
+        "2303.06296",
+    ),
     Method(
         "logit_growth", "probe", "plait.probes.logit_growth:LogitGrowth", "Growth of attention logits", "2501.19399"
     ),

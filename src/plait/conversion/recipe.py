@@ -102,6 +102,9 @@ class Recipe(Options):
     def twin(self, attention: AttentionOptions, sizes: tuple[int, int, int]) -> tuple[str, dict[str, Any]]:
         """The mixer that replaces attention, and its options.
 
+        What replaces it may be attention of another kind: under a name of its own, with ``mixer="attention"`` among the
+        options.
+
         Args:
             attention: options of the teacher's layers.
             sizes: query heads, key-value heads and head dim.

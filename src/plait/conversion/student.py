@@ -54,9 +54,17 @@ def hybrid_config(
         recipe: gives the mixers.
         kept: layers that stay attention.
         unchanged: leave those exactly the teacher's.
+
+    Raises:
+        OptionError: the recipe's mixer cannot be told from the layers that stay.
     """
     options = attention_options(teacher)
     twin, twin_options = recipe.twin(options, options.heads(teacher.config.dims))
+    if twin == KEPT:
+        raise OptionError(
+            f"The recipe {type(recipe).__name__} names its mixer {KEPT!r}, as the layers that stay are named: give it "
+            f"another name, with {{'mixer': {KEPT!r}}} among its options."
+        )
     changes = {} if unchanged else recipe.kept(options)
     values = teacher.config.to_dict()
     for key in ("architectures", "auto_map", "dtype", "model_type", "transformers_version"):
@@ -112,8 +120,8 @@ def build_student(
 
 
 def converted_layers(student: PlaitForCausalLM) -> list[int]:
-    """Indices of layers that are no longer attention."""
-    return [index for index, spec in enumerate(student.config.layers()) if spec.mixer != "attention"]
+    """Indices of layers that are no longer the teacher's attention."""
+    return [index for index, spec in enumerate(student.config.layers()) if spec.name != KEPT]
 
 
 def select_trained(student: PlaitForCausalLM, recipe: Recipe, stage: str) -> list[str]:
