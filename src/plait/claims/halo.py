@@ -52,7 +52,8 @@ class ChosenLayersBeatEvenOnes(Claim):
     )
     change = (
         "Four layers leave few choices: masking shows that the last layer does all the copying, and an even spacing "
-        "keeps it too. A deeper teacher whose retrieval heads stand between the even places would tell more."
+        "keeps it too. A deeper teacher whose retrieval heads stand between the even places would tell more, and more "
+        "seeds would narrow an interval that only just holds 0."
     )
 
     def measure(self, folder: Path, announce: Announce) -> Measurement:
