@@ -17,11 +17,14 @@ from plait.data.tokenizers import encode
 from plait.errors import DataError
 
 #: The passkeys' words, and the sentences around them (spelling included) of the paper's data.
+# fmt: off
 WORDS = (
-    "alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec romeo "
-    "sierra tango uniform victor whiskey xray yankee zulu"
-).split()
-ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+    "alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india",
+    "juliett", "kilo", "lima", "mike", "november", "oscar", "papa", "quebec", "romeo",
+    "sierra", "tango", "uniform", "victor", "whiskey", "xray", "yankee", "zulu",
+)
+# fmt: on
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 OPENING = "<|im_start|> This is a very long story book: <book> "
 CLOSING = " </book>.\n\n"
 NEEDLE = "Remeber this sequence of words, it's the {} passkey to the vault: "
@@ -114,8 +117,8 @@ def passkey_rows(
         length = int(rng.choice(grid)) // MULTIPLE * MULTIPLE
         if length <= taken:
             raise DataError(
-                f"passkey_rows: {length} tokens are too few, passkeys and questions alone take {taken}: use shortest >= "
-                f"{taken + MULTIPLE}, or fewer passkeys or words."
+                f"passkey_rows: {length} tokens are too few, passkeys and questions alone take {taken}: use "
+                f"shortest >= {taken + MULTIPLE}, or fewer passkeys or words."
             )
         hay = np.resize(story, length - taken)  # repeats a short one
         places = (np.sort(rng.choice(DEPTHS, passkeys, replace=False)) * len(hay)).astype(int)

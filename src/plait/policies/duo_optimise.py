@@ -212,8 +212,8 @@ def _batches(rows: Iterable[CalibrationRow], options: FindHeadsOptions) -> Itera
         batch = list(islice(source, options.batch_size))
         if len(batch) < options.batch_size:
             raise DataError(
-                f"find_heads: the rows end at step {step} of {options.steps}: give {options.steps * options.batch_size} "
-                "rows, or fewer steps."
+                f"find_heads: the rows end at step {step} of {options.steps}: give "
+                f"{options.steps * options.batch_size} rows, or fewer steps."
             )
         lengths = sorted({len(row.ids) for row in batch})
         if len(lengths) > 1:
