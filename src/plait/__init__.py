@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from plait.models.loading import load
     from plait.models.plan import layer_plan
     from plait.policies import policy
+    from plait.probes import probe
 
     __version__: str
 
-__all__ = ["__version__", "convert", "layer_plan", "load", "policy"]
+__all__ = ["__version__", "convert", "layer_plan", "load", "policy", "probe"]
 
 _EXPORTS = {
     "convert": "plait.conversion.run",
     "load": "plait.models.loading",
     "layer_plan": "plait.models.plan",
     "policy": "plait.policies",
+    "probe": "plait.probes",
 }
 
 

@@ -329,6 +329,20 @@ _METHODS = [
         "2404.15574",
     ),
     Method(
+        "sinks_keep_a_window_alive",
+        "claim",
+        "plait.claims.window_sinks:SinksKeepAWindowAlive",
+        "Sinks keep a window alive",
+        "2309.17453",
+    ),
+    Method(
+        "a_fraction_of_heads_suffices",
+        "claim",
+        "plait.claims.duo:AFractionOfHeadsSuffices",
+        "A fraction of the heads suffices",
+        "2410.10819",
+    ),
+    Method(
         "chosen_layers_beat_even_ones",
         "claim",
         "plait.claims.halo:ChosenLayersBeatEvenOnes",

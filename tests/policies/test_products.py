@@ -13,7 +13,7 @@ from plait.policies import Call, LayerInfo
 from plait.policies import products as products_module
 from plait.policies.call import Forward, Scoring
 from plait.policies.meter import Meter
-from plait.policies.products import band, chosen, masked, probabilities
+from plait.policies.products import band, chosen, masked, packed, packs, paged, probabilities, with_sums
 from plait.policies.store import Keys
 
 SCORINGS = {
@@ -149,6 +149,76 @@ def test_chosen(scoring: str, owners: int, lengths: list[int] | None) -> None:
     for reference in (False, True):
         call = call_of(SCORINGS[scoring], past=[0, 0], length=9, lengths=lengths, reference=reference)
         check(call, chosen(call, keys, index, valid, block=4), by_hand(call, keys, sees))
+
+
+@pytest.mark.parametrize("past", [0, 5])
+def test_packed(past: int) -> None:
+    """Blocks of 4 queries, 9 in all: each query head sees another number of keys before them, and all of its block."""
+    size = past + 9
+    keys = Keys(random(2, 2, size, 6, seed=1), random(2, 2, size, 5, seed=2))
+    seen = torch.rand(3, 2, 4, size, generator=torch.Generator().manual_seed(3)) < 0.5
+    seen[1, 1, 3] = True
+    for m in range(3):
+        seen[m, :, :, past + 4 * m : past + 4 * m + 4] = True
+    taken = seen.tolist()
+    call = call_of(SCORINGS["plain"], past=[past, past], length=9)
+    assert packs(call, keys)
+    found = packed(call, keys, (seen[m, :, :, : min(size, past + 4 * m + 4)] for m in range(3)), 4)
+    check(call, found, by_hand(call, keys, lambda b, h, t, s: s <= past + t and taken[t // 4][b][h][s]))
+    kept = sum(int(seen[m, :, :, : min(size, past + 4 * m + 4)].sum()) for m in range(3))
+    assert call.meter.work[0, "prefill"].bytes_read == kept * (6 + 5) * 8
+
+
+@pytest.mark.parametrize("cached", [2**20, 1], ids=["whole", "parts"])
+@pytest.mark.parametrize("length", [12, 10])
+def test_paged(length: int, cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of 4: page m of the queries, after 8 earlier tokens, sees its own page of keys and two before it."""
+    monkeypatch.setattr(products_module, "CACHED", cached)
+    size, generator = 8 + length, torch.Generator().manual_seed(3)
+    keys = Keys(random(2, 2, size, 6, seed=1), random(2, 2, size, 5, seed=2))
+    pages = torch.stack(
+        [
+            torch.cat([torch.randperm(2 + m, generator=generator)[:2].sort().values, torch.tensor([2 + m])])
+            for _ in range(2 * 4)
+            for m in range(3)
+        ]
+    ).view(2, 4, 3, 3)
+    taken = pages.tolist()
+    call = call_of(SCORINGS["plain"], past=[8, 8], length=length)
+    found = paged(call, keys, pages, 4)
+    check(call, found, by_hand(call, keys, lambda b, h, t, s: s <= 8 + t and s // 4 in taken[b][h][t // 4]))
+
+
+@pytest.mark.parametrize("cached", [2**20, 1], ids=["whole", "parts"])
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize(("past", "length", "lengths"), [([2, 2], 5, None), ([0, 0], 7, [7, 3])])
+def test_with_sums(
+    scoring: str,
+    past: list[int],
+    length: int,
+    lengths: list[int] | None,
+    cached: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The output, and the weights' sums: values that are one-hot by key show the weights themselves."""
+    monkeypatch.setattr(products_module, "CACHED", cached)
+    size = past[0] + length
+    shown = Keys(random(2, 2, size, 6, seed=1), torch.eye(size, dtype=torch.float64).expand(2, 2, -1, -1))
+    keys = Keys(shown.keys, random(2, 2, size, 5, seed=2))
+    call = call_of(SCORINGS[scoring], past=past, length=length, lengths=lengths)
+    found, sums = with_sums(call, keys)
+    check(call, found, by_hand(call, keys, lambda b, h, t, s: s <= past[b] + t))
+    real = torch.ones(2, length, dtype=torch.bool) if call.real is None else call.real
+    torch.testing.assert_close(sums, (band(call, shown) * real[:, None, :, None]).sum(2))
+
+
+def test_what_cannot_be_packed() -> None:
+    keys = Keys(random(2, 2, 5, 6), random(2, 2, 5, 5))
+    assert not packs(call_of(SCORINGS["softcap"], past=[0, 0], length=5), keys)
+    assert not packs(call_of(SCORINGS["plain"], past=[0, 0], length=5, lengths=[5, 3]), keys)
+    assert not packs(call_of(SCORINGS["plain"], past=[0, 0], length=5, reference=True), keys)
+    evicted = Keys(keys.keys, keys.values, torch.arange(5).expand(2, 2, -1))
+    assert not packs(call_of(SCORINGS["plain"], past=[0, 0], length=5), evicted)
 
 
 def test_masked_row_without_keys_is_zero() -> None:

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("plait.cli.convert", "Convert a pretrained transformer into a hybrid."),
     "import": ("plait.cli.import_model", "Take over a model of another library."),
     "export": ("plait.cli.export_model", "Write a model in another library's layout."),
-    "plan": ("plait.cli.plan", "Show the layer plans that fit in a memory: cache, speed and recall."),
+    "plan": ("plait.cli.plan", "Show layer plans that fit in a memory: cache, speed and recall."),
     "study": ("plait.cli.study", "Run, plan and report a grid of trials."),
     "probe": ("plait.cli.probe", "Measure inside a model: retrieval heads, sinks, growth."),
     "claim": ("plait.cli.claim", "Try what papers claim, at small scale."),

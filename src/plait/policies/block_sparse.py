@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from plait.policies.base import Policy, PolicyOptions
 from plait.policies.call import Call
 from plait.policies.importance import best
-from plait.policies.products import ENTRIES, chosen
+from plait.policies.products import ENTRIES, band, chosen, packs, paged
 from plait.policies.store import Keys
 
 #: Far above any score: what is forced comes first, by rank.
@@ -59,12 +59,22 @@ class BlockSparse(Policy):
         keys, size = self.whole_keys(call), self.options.block
         means = block_means(keys, call, size)
         heads, blocks = call.q.shape[1], means.shape[2]
+        start = call.start or 0
+        pages = start % size == 0 and packs(call, keys)
+        outputs, begin = [], 0
+        if pages:  # the first queries see every block before them
+            begin = min(max(0, self.options.top * size - start), call.q.shape[2])
+        if begin:
+            seen = Keys(keys.keys[:, :, : start + begin], keys.values[:, :, : start + begin])
+            outputs.append(band(call.part(0, begin), seen))
         # so many query blocks at once that neither their scores nor their indices become large
         step = size * max(1, ENTRIES // (call.q.shape[0] * heads * max(blocks, self.options.top * size)))
-        outputs = []
-        for first in range(0, call.q.shape[2], step):
+        for first in range(begin, call.q.shape[2], step):
             part = call.part(first, min(first + step, call.q.shape[2]))
             index, valid = self.choose(part, means)
+            if pages:
+                outputs.append(paged(part, keys, index, size))
+                continue
             slots = (index[..., None] * size + torch.arange(size, device=index.device)).flatten(3)
             inside = slots < keys.size
             inside = inside if valid is None else inside & valid.repeat_interleave(size, dim=3)

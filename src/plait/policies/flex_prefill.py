@@ -13,8 +13,7 @@ from torch import Tensor
 
 from plait.policies.base import Policy, PolicyOptions
 from plait.policies.call import Call
-from plait.policies.importance import best, beyond, diagonal_sums, last_queries
-from plait.policies.products import probabilities
+from plait.policies.importance import best, beyond, pattern_sums
 from plait.policies.vertical_slash import Chosen, vertical_slash
 
 
@@ -69,12 +68,12 @@ class FlexPrefill(Policy):
 
     def choose(self, call: Call) -> tuple[Chosen, Chosen]:
         """Columns and diagonals of each query head."""
-        q, positions, real = last_queries(call, self.options.last_queries)
-        weights = probabilities(call, self.whole_keys(call), q, positions, real)
-        rows = q.shape[2] if real is None else real.sum(1)[:, None, None]
+        columns, diagonals = pattern_sums(call, self.whole_keys(call), self.options.last_queries)
+        new: int | Tensor = call.q.shape[2] if call.lengths is None else call.lengths[:, None, None]
+        rows = min(new, self.options.last_queries) if isinstance(new, int) else new.clamp(max=self.options.last_queries)
         return (
-            self._largest(weights.sum(2) / rows, call, self.options.sinks),
-            self._largest(diagonal_sums(weights, positions) / rows, call, self.options.block),
+            self._largest(columns / rows, call, self.options.sinks),
+            self._largest(diagonals / rows, call, self.options.block),
         )
 
     def _largest(self, shares: Tensor, call: Call, forced: int) -> Chosen:

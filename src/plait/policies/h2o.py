@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from plait.mixers.state import LayerState
 from plait.policies.base import Policy, PolicyOptions
 from plait.policies.call import Call, LayerInfo
 from plait.policies.importance import best, over_group
-from plait.policies.products import ENTRIES, probabilities
+from plait.policies.products import band, probabilities, with_sums
 from plait.policies.store import Store
 
 
@@ -57,14 +58,21 @@ class H2O(Policy):
         score = call.k.new_zeros(call.k.shape[:3], dtype=torch.promote_types(call.k.dtype, torch.float32))
         self.store(call).add(call.k, call.v, call.positions, call.lengths, score=score)
 
+    def prefill(self, call: Call) -> Tensor:
+        store: Any = self.store(call)
+        keys = store.view()
+        if call.reference:
+            o, sums = band(call, keys), probabilities(call, keys, call.q, call.positions, call.real).sum(2)
+        else:
+            o, sums = with_sums(call, keys)
+        store.score = store.score + over_group(sums, call.layer.group, "sum")
+        return o
+
+    decode = prefill
+
     def trim(self, call: Call) -> None:
         store: Any = self.store(call)
         keys = store.view()
-        step = max(1, ENTRIES // (call.q.shape[0] * call.q.shape[1] * keys.size))
-        for first in range(0, call.q.shape[2], step):
-            part = call.part(first, min(first + step, call.q.shape[2]))
-            weights = probabilities(part, keys, part.q, part.positions, part.real)
-            store.score = store.score + over_group(weights.sum(2), call.layer.group, "sum").to(store.score.dtype)
         budget = self.options.heavy + self.options.recent
         if keys.size > budget:
             slots = torch.arange(keys.size, device=call.q.device)

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.policies.call import Call
-from plait.policies.store import Store, first_true
+from plait.policies.products import CACHED, probabilities
+from plait.policies.store import Keys, Store
 
 
 def last_queries(call: Call, most: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -31,20 +32,41 @@ def keep_last_queries(store: Store, call: Call, most: int) -> None:
     store.keep_band(0, most)
 
 
+@torch.no_grad()
+def pattern_sums(call: Call, keys: Keys, most: int) -> tuple[Tensor, Tensor]:
+    """Attention of the last ``most`` queries, summed over columns and over diagonals.
+
+    Returns:
+        both ``(B, H, S)``: by key, and by distance from the query to the key. Slot and position agree.
+    """
+    q, positions, real = last_queries(call, most)
+    step = max(1, CACHED // (q.shape[0] * q.shape[1] * keys.size))
+    columns = diagonals = torch.zeros((), device=q.device)
+    for first in range(0, q.shape[2], step):
+        part = slice(first, first + step)
+        weights = probabilities(call, keys, q[:, :, part], positions[:, part], None if real is None else real[:, part])
+        columns = columns + weights.sum(2)
+        diagonals = diagonals + diagonal_sums(weights, positions[:, part])
+    return columns, diagonals
+
+
 def diagonal_sums(weights: Tensor, positions: Tensor) -> Tensor:
     """Sums of weights over queries at equal distance from the key.
 
     Args:
         weights: ``(B, H, W, S)``, zero for keys after the query; slot and position agree.
-        positions: ``(B, W)``.
+        positions: ``(B, W)``, consecutive, except where all weights are zero.
 
     Returns:
         ``(B, H, S)``: entry o is the sum over the diagonal ``query position - key position = o``.
     """
     batch, heads, rows, size = weights.shape
-    offsets = positions[..., None] - torch.arange(size, device=weights.device)
-    offsets = offsets.clamp(0, size - 1)[:, None].expand(batch, heads, rows, size).flatten(2)
-    return weights.new_zeros(batch, heads, size).scatter_add(2, offsets, weights.flatten(2))
+    # each row one place further left than the one before: a diagonal becomes a column, counted from its lowest key
+    skewed = weights.new_zeros(batch, heads, size + rows - 1)
+    for row in range(rows):
+        skewed[..., rows - 1 - row : rows - 1 - row + size] += weights[:, :, row]
+    place = (positions[:, -1:] - torch.arange(size, device=weights.device))[:, None]
+    return skewed.gather(2, place.clamp(min=0).expand(-1, heads, -1)).masked_fill(place < 0, 0)
 
 
 def over_group(weights: Tensor, group: int, how: str) -> Tensor:
@@ -72,8 +94,10 @@ def best(scores: Tensor, most: int, count: Tensor | None = None) -> tuple[Tensor
     wanted = top.values > float("-inf")
     if count is not None:
         wanted = wanted & (torch.arange(wanted.shape[-1], device=scores.device) < count[..., None])
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, top.indices, wanted)
-    return first_true(chosen, scores.shape[-1])
+    index = top.indices.masked_fill(~wanted, scores.shape[-1]).sort(dim=-1).values
+    width = int(wanted.sum(-1).max())
+    index, valid = index[..., :width], index[..., :width] < scores.shape[-1]
+    return (index, None) if bool(valid.all()) else (index.masked_fill(~valid, 0), valid)
 
 
 def beyond(scores: Tensor, lengths: Tensor | int) -> Tensor:

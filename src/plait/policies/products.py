@@ -9,6 +9,8 @@ Query heads of a group share their kv head's keys, which are never repeated in m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +22,8 @@ from plait.policies.store import Keys
 ENTRIES = 2**22
 #: Fewest queries of a block, so that a narrow window does not end in many small products.
 MIN_BLOCK = 64
+#: Most numbers in a block that is written and read again at once, so that it stays in a processor's cache.
+CACHED = 2**20
 
 
 def band(call: Call, keys: Keys, *, window: int | None = None, sinks: int = 0) -> Tensor:
@@ -114,6 +118,107 @@ def chosen(call: Call, keys: Keys, index: Tensor, valid: Tensor | None = None, *
     return torch.cat(outputs, dim=3).reshape(batch, heads, blocks * block, -1)[:, :, :length]
 
 
+def packs(call: Call, keys: Keys) -> bool:
+    """Whether :func:`packed` and :func:`paged` can serve a call: on a CPU, where heads may be taken one by one."""
+    aligned = call.start is not None and keys.lengths is None and keys.positions is None
+    return aligned and call.scoring.plain and not call.reference and call.q.device.type == "cpu"
+
+
+def packed(call: Call, keys: Keys, seen: Iterable[Tensor], block: int) -> Tensor:
+    """Causal attention of blocks of queries, each query head over its own number of keys.
+
+    A head's keys lie without gaps, the block's own last: nothing is computed in vain, and one triangle masks all.
+
+    Args:
+        call: queries of rows without padding; see :func:`packs`.
+        keys: of every token seen.
+        seen: for each block ``(B, H, E)`` bool, E the position after its last query: the keys that its queries see
+            if they are not later; True at the block's own.
+        block: queries per block; the last may be shorter.
+    """
+    batch, heads = call.q.shape[:2]
+    group = heads // keys.keys.shape[1]
+    triangle = _triangle(call.q, block, keys.size + block)
+    outputs, first = [], 0
+    for mask in seen:
+        q = call.q[:, :, first : first + block]
+        rows, end = q.shape[2], mask.shape[2]
+        limit, pairs, fetched, o = triangle[:rows, : triangle.shape[1] - block + rows], 0, 0, []
+        for row in range(batch):
+            for head in range(heads):
+                k, v = keys.keys[row, head // group, :end], keys.values[row, head // group, :end]
+                index = mask[row, head].nonzero().flatten()
+                if len(index) < end:
+                    k, v = k.index_select(0, index), v.index_select(0, index)
+                pairs += rows * len(index) - rows * (rows - 1) // 2
+                fetched += (k.numel() + v.numel()) * k.element_size()
+                one, k, v = (x[None, None] for x in (q[row, head], k, v))
+                o.append(_fused_rows(one, k, v, limit[:, -len(index) :], call.scoring, None, False))
+        call.count(pairs=pairs, bytes_read=fetched)
+        outputs.append(torch.cat(o).view(batch, heads, rows, -1))
+        first += rows
+    return torch.cat(outputs, dim=2)
+
+
+def paged(call: Call, keys: Keys, pages: Tensor, page: int) -> Tensor:
+    """Causal attention of pages of queries over chosen pages of keys, each query head over the same number.
+
+    Args:
+        call: queries of rows without padding, the first at the beginning of a page; see :func:`packs`.
+        keys: of every token seen.
+        pages: ``(B, H, M, K)`` ascending, the queries' own page last.
+        page: tokens of a page.
+    """
+    batch, heads, length = call.q.shape[:3]
+    kv_heads, number, width = keys.keys.shape[1], pages.shape[2], pages.shape[3] * page
+    padded = (F.pad(x, (0, 0, 0, -keys.size % page)) for x in (keys.keys, keys.values))
+    k, v = (x.reshape(-1, page * x.shape[-1]) for x in padded)
+    q = F.pad(call.q, (0, 0, 0, number * page - length)).unflatten(2, (number, page))
+    of_head = torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1) // (heads // kv_heads)
+    index = (of_head * (k.shape[0] // (batch * kv_heads)) + pages).flatten(0, 2)
+    limit, q = _triangle(q, page, width), q.flatten(0, 2)[:, None]
+    step = max(1, CACHED // (width * keys.keys.shape[-1]))
+    outputs = []
+    for part in (slice(first, first + step) for first in range(0, len(q), step)):
+        own = index[part].flatten()
+        near, values = (x.index_select(0, own).view(-1, 1, width, x.shape[1] // page) for x in (k, v))
+        outputs.append(_fused_rows(q[part], near, values, limit, call.scoring, None, False))
+    spare = number * page - length
+    unused = spare * width - spare * (spare - 1) // 2  # pairs of the queries that the last page lacks
+    pairs = number * (page * width - page * (page - 1) // 2) - unused
+    fetched = batch * heads * number * pages.shape[3] * (k.shape[1] + v.shape[1]) * k.element_size()
+    call.count(pairs=batch * heads * pairs, bytes_read=fetched)
+    return torch.cat(outputs).view(batch, heads, number * page, -1)[:, :, :length]
+
+
+def with_sums(call: Call, keys: Keys) -> tuple[Tensor, Tensor]:
+    """Causal attention over all keys, and what each key receives of it.
+
+    Returns:
+        ``(B, H, T, Dv)``, and the weights' sums over queries ``(B, H, S)`` in fp32, without gradient.
+    """
+    batch, heads, length = call.q.shape[:3]
+    kv_heads = keys.keys.shape[1]
+    if kv_heads > 1 and heads * length * keys.size > CACHED:
+        each = [torch.tensor([head], device=call.q.device) for head in range(kv_heads)]
+        o, received = zip(*(with_sums(call.heads(head), keys.heads(head)) for head in each), strict=True)
+        return torch.cat(o, dim=1), torch.cat(received, dim=1)
+    step = max(1, CACHED // (batch * heads * keys.size))
+    outputs, sums = [], call.q.new_zeros(batch, heads, keys.size, dtype=_precise(call.q))
+    for first in range(0, length, step):
+        part = call.part(first, min(first + step, length))
+        near = keys
+        if keys.positions is None and keys.lengths is None:  # keys after the last of these queries do nothing
+            end = int(part.positions.max()) + 1
+            near = Keys(keys.keys[:, :, :end], keys.values[:, :, :end])
+        weights, pairs = _weights(part, near, part.q, part.positions, part.real)
+        call.count(pairs=pairs, bytes_read=_bytes(near))
+        sums[..., : near.size] += weights.detach().sum(2)
+        folded = weights.to(near.values.dtype).reshape(batch, near.values.shape[1], -1, near.size)
+        outputs.append((folded @ near.values).view(batch, heads, weights.shape[2], -1))
+    return torch.cat(outputs, dim=2), sums
+
+
 def masked(call: Call, keys: Keys, mask: Tensor) -> Tensor:
     """The definition: dense scores, ``mask`` ``(B, H, T, S)``, softmax in fp32, product."""
     real = call.real
@@ -138,11 +243,9 @@ def probabilities(call: Call, keys: Keys, q: Tensor, positions: Tensor, real: Te
     Returns:
         ``(B, H, W, S)`` in fp32.
     """
-    mask = _visible(positions[:, None, :, None], keys.places()[:, :, None, :], None, 0)
-    mask = mask if real is None else mask & real[:, None, :, None]
-    mask = mask.expand(q.shape[0], keys.keys.shape[1], -1, -1).repeat_interleave(q.shape[1] // keys.keys.shape[1], 1)
-    call.count(index_pairs=mask.sum())
-    return _softmax(_logits(call, q, keys), mask, call.scoring.sink_logits)
+    weights, pairs = _weights(call, keys, q, positions, real)
+    call.count(index_pairs=pairs)
+    return weights
 
 
 def band_mask(call: Call, keys: Keys, window: int | None, sinks: int) -> Tensor:
@@ -161,6 +264,25 @@ def chosen_mask(call: Call, keys: Keys, index: Tensor, valid: Tensor | None, blo
     seen = seen.repeat_interleave(block, dim=2)[:, :, : call.q.shape[2]]
     seen = seen.repeat_interleave(call.q.shape[1] // seen.shape[1], dim=1)
     return seen & band_mask(call, keys, None, 0)
+
+
+def _weights(call: Call, keys: Keys, q: Tensor, positions: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention weights ``(B, H, W, S)`` of queries at ``positions``, and the number of pairs."""
+    logits = _logits(call, q, keys)
+    if keys.positions is None and keys.lengths is None and real is None and call.scoring.sink_logits is None:
+        first = int(positions.min()) + 1  # the keys before it are seen by all
+        later = torch.arange(first, keys.size, device=q.device) > positions[:, None, :, None]
+        logits[..., first:].masked_fill_(later, float("-inf"))
+        return logits.softmax(-1), (positions + 1).sum() * q.shape[1]
+    mask = _visible(positions[:, None, :, None], keys.places()[:, :, None, :], None, 0)
+    mask = mask if real is None else mask & real[:, None, :, None]
+    mask = mask.expand(q.shape[0], keys.keys.shape[1], -1, -1).repeat_interleave(q.shape[1] // keys.keys.shape[1], 1)
+    return _softmax(logits, mask, call.scoring.sink_logits), mask.sum()
+
+
+def _triangle(like: Tensor, rows: int, width: int) -> Tensor:
+    """``(rows, width)`` to be added to logits: row i does not see the last ``rows - 1 - i`` keys."""
+    return like.new_full((rows, width), float("-inf")).triu(width - rows + 1)
 
 
 def _visible(queries: Tensor, keys: Tensor, window: int | None, sinks: int) -> Tensor:
@@ -189,7 +311,9 @@ def _block(call: Call, size: int, window: int | None) -> int:
     """Queries that are processed together, so that mask and scores stay small."""
     width = min(size, window or size)
     heads = call.q.shape[0] * (1 if call.scoring.plain and call.lengths is None else call.q.shape[1])
-    return max(MIN_BLOCK, min(width, ENTRIES // (heads * width)) if width < size else ENTRIES // (heads * width))
+    fits = ENTRIES // (heads * width)
+    # a block of a window's quarter scores a quarter more than the window
+    return max(MIN_BLOCK, min(-(-width // 4), fits) if width < size else fits)
 
 
 def _product(call: Call, q: Tensor, keys: Keys, mask: Tensor | None, causal: bool = False) -> Tensor:
@@ -241,13 +365,23 @@ def _fused_rows(
 
 def _logits(call: Call, q: Tensor, keys: Keys) -> Tensor:
     """Dense logits ``(B, H, t, S)``."""
-    repeated = keys.keys.repeat_interleave(q.shape[1] // keys.keys.shape[1], dim=1)
-    return _capped(q @ repeated.mT, call.scoring)
+    k = keys.keys.flatten(0, 1)
+    folded = q.reshape(len(k), -1, q.shape[-1])  # a kv head's query heads are rows of one product
+    logits = torch.baddbmm(q.new_zeros(()), folded, k.mT, beta=0, alpha=call.scoring.scale)
+    return _limited(logits.to(_precise(q)), call.scoring).view(*q.shape[:3], keys.size)
 
 
 def _capped(products: Tensor, scoring: Scoring) -> Tensor:
-    logits = products.to(torch.promote_types(products.dtype, torch.float32)) * scoring.scale
+    return _limited(products.to(_precise(products)) * scoring.scale, scoring)
+
+
+def _limited(logits: Tensor, scoring: Scoring) -> Tensor:
     return logits if scoring.softcap is None else torch.tanh(logits / scoring.softcap) * scoring.softcap
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    """The type of logits and weights: fp32, or fp64 where ``x`` is."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _softmax(logits: Tensor, mask: Tensor | None, sinks: Tensor | None) -> Tensor:

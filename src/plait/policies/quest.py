@@ -62,11 +62,12 @@ class Pages(Segment):
         """Compute the pages from the one that holds position ``first`` on."""
         page = first // size
         k = keys.keys[:, :, page * size :]
-        slots = torch.arange(page * size, keys.size, device=k.device)
-        real = slots < (keys.size if keys.lengths is None else keys.lengths[..., None])
-        real = real.expand(*k.shape[:3])[..., None]
-        spare = (0, 0, 0, -k.shape[2] % size)
-        low, high = (F.pad(k.masked_fill(~real, end), spare, value=end) for end in (float("inf"), float("-inf")))
+        spare, ends = (0, 0, 0, -k.shape[2] % size), (float("inf"), float("-inf"))
+        if keys.lengths is None:
+            low, high = (F.pad(k, spare, value=end) for end in ends)
+        else:
+            empty = torch.arange(page * size, keys.size, device=k.device) >= keys.lengths[..., None]
+            low, high = (F.pad(k.masked_fill(empty[..., None], end), spare, value=end) for end in ends)
         low, high = low.unflatten(2, (-1, size)).amin(3), high.unflatten(2, (-1, size)).amax(3)
         if self.low is not None and self.high is not None and page:
             low = torch.cat([self.low[:, :, :page], low], dim=2)
@@ -115,9 +116,12 @@ class Quest(Policy):
         pages, group = self.pages(call), call.layer.group
         assert pages.low is not None
         assert pages.high is not None
-        # max(q l, q h) = relu(q) h - relu(-q) l; pages without a token in a row are infinite and never chosen
-        low, high = (x.masked_fill(x.isinf(), 0).repeat_interleave(group, dim=1) for x in (pages.low, pages.high))
-        u = (call.q.clamp(min=0) @ high.mT + call.q.clamp(max=0) @ low.mT).squeeze(2)
+        low, high = pages.low, pages.high
+        if self.keys(call).lengths is not None:  # pages without a token in a row are infinite and never chosen
+            low, high = (x.masked_fill(x.isinf(), 0) for x in (low, high))
+        # max(q l, q h) = relu(q) h - relu(-q) l
+        q = call.q.unflatten(1, (-1, group)).squeeze(3)
+        u = (q.clamp(min=0) @ high.mT + q.clamp(max=0) @ low.mT).flatten(1, 2)
         call.count(index_pairs=u.numel(), bytes_read=pages.bytes())
         return over_group(u, group, "sum") if self.options.share_pages else u
 

@@ -7,6 +7,7 @@ prompt, so a text's own tokens leak into earlier ones: do not measure perplexity
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from plait.policies.base import Policy, PolicyOptions
 from plait.policies.call import Call
-from plait.policies.importance import best, beyond, diagonal_sums, last_queries
-from plait.policies.products import chosen, probabilities
-from plait.policies.store import first_true
+from plait.policies.importance import best, beyond, pattern_sums
+from plait.policies.products import chosen, packed, packs
+from plait.policies.store import NEVER, first_true
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,8 @@ class VerticalSlash(Policy):
 
     def choose(self, call: Call) -> tuple[Chosen, Chosen]:
         """Columns and diagonals of each query head."""
-        q, positions, real = last_queries(call, self.options.last_queries)
-        weights = probabilities(call, self.whole_keys(call), q, positions, real)
+        vertical, slash = pattern_sums(call, self.whole_keys(call), self.options.last_queries)
         lengths = call.last_positions + 1
-        vertical = beyond(weights.sum(2), lengths)
-        slash = beyond(diagonal_sums(weights, positions), lengths)
         vertical[..., : self.options.sinks] = float("inf")
         slash[..., : self.options.block] = float("inf")
         return best(beyond(vertical, lengths), self.options.vertical), best(beyond(slash, lengths), self.options.slash)
@@ -91,25 +89,36 @@ def vertical_slash(call: Call, columns: Chosen, offsets: Chosen, block: int) -> 
         block: queries per block.
     """
     keys = Policy.whole_keys(call)
-    ends = call.positions[:, ::block] + block
-    all_starts, all_covered = pieces(offsets, ends, block)
+    blocks = pattern(call, columns, offsets, block, keys.size)
+    if packs(call, keys):
+        return packed(call, keys, blocks, block)
     outputs = []
-    for number, first in enumerate(range(0, call.q.shape[2], block)):
+    for first, seen in zip(range(0, call.q.shape[2], block), blocks, strict=True):
         part = call.part(first, min(first + block, call.q.shape[2]))
-        end, starts, covered = ends[:, number], all_starts[:, :, number], all_covered[:, :, number]
-        alone = outside(columns, starts, covered, end, block)
-        order, exists = first_true(covered, covered.shape[2])
-        starts = starts.gather(2, order)
-        covered = torch.ones_like(starts, dtype=torch.bool) if exists is None else exists
-        slots = (starts[..., None] + torch.arange(block, device=end.device)).flatten(2)
-        inside = covered.repeat_interleave(block, dim=2)
-        index = torch.cat([slots, columns[0]], dim=2)
-        valid = torch.cat([inside, alone], dim=2) & (index < keys.size)
-        order, real = first_true(valid, index.shape[2])
-        index = index.gather(2, order).clamp(0, keys.size - 1)
-        valid_here = None if real is None else real[:, :, None]
-        outputs.append(chosen(part, keys, index[:, :, None], valid_here, block=block))
+        index, valid = first_true(seen[:, :, None], seen.shape[2])
+        outputs.append(chosen(part, keys, index, valid, block=block))
     return torch.cat(outputs, dim=2)
+
+
+def pattern(call: Call, columns: Chosen, offsets: Chosen, block: int, size: int) -> Iterator[Tensor]:
+    """Which keys each block of queries computes, ``(B, H, E)`` bool, E the end of the last row's block.
+
+    Args:
+        call, columns, offsets, block: as of :func:`vertical_slash`.
+        size: keys stored.
+    """
+    ends = call.positions[:, ::block] + block
+    starts, covered = pieces(offsets, ends, block)
+    index, exists = columns
+    for number in range(ends.shape[1]):
+        end = ends[:, None, number, None]
+        seen = torch.zeros(*index.shape[:2], size + 1, dtype=torch.bool, device=index.device)  # the last is nobody's
+        slots = starts[:, :, number, :, None] + torch.arange(block, device=index.device)
+        slots = slots.where(covered[:, :, number, :, None], size).flatten(2)
+        seen.scatter_(2, slots.clamp(max=size), True)
+        alone = index < end if exists is None else (index < end) & exists
+        seen.scatter_(2, index.where(alone, size), True)
+        yield seen[..., : min(size, int(end.max()))]
 
 
 def pieces(offsets: Chosen, ends: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -125,29 +134,22 @@ def pieces(offsets: Chosen, ends: Tensor, block: int) -> tuple[Tensor, Tensor]:
         block: keys per piece.
 
     Returns:
-        first keys ``(B, H, M, n)`` of the pieces, ascending where they exist, and which exist.
+        first keys ``(B, H, M, p)`` of the pieces, ascending where they exist, and which exist.
     """
     distance, exists = offsets
-    end = ends[:, None].expand(-1, distance.shape[1], -1)
-    covered = torch.full_like(end, -(2**40))
+    distance = (distance if exists is None else distance.masked_fill(~exists, NEVER)).contiguous()
+    end = ends[:, None].expand(-1, distance.shape[1], -1).contiguous()
+    covered = torch.full_like(end, -block - 1)  # before any need
     starts, used = [], []
-    for i in reversed(range(distance.shape[2])):
-        offset = distance[..., i : i + 1]
-        need = (end - offset).clamp(min=block)
-        counts = offset < end if exists is None else (offset < end) & exists[..., i : i + 1]
-        fresh = counts & (need > covered + block)
-        longer = counts & ~fresh & (need > covered)
-        starts.append(torch.where(fresh, need - block, covered))
-        used.append(fresh | longer)
-        covered = torch.where(fresh, need, torch.where(longer, covered + block, covered))
+    while True:
+        # the farthest diagonal whose need ends after the covered range; nearer ones have later needs
+        nearest = torch.searchsorted(distance, end - covered.clamp(min=0)) - 1
+        more = nearest >= 0
+        if not bool(more.any()):
+            break
+        need = (end - distance.gather(2, nearest.clamp(min=0))).clamp(min=block)
+        start = torch.where(need > covered + block, need - block, covered)
+        starts.append(start)
+        used.append(more)
+        covered = torch.where(more, start + block, covered)
     return torch.stack(starts, dim=3), torch.stack(used, dim=3)
-
-
-def outside(columns: Chosen, starts: Tensor, covered: Tensor, end: Tensor, block: int) -> Tensor:
-    """Which columns ``(B, H, K)`` lie before ``end`` and in none of the pieces."""
-    index, valid = columns
-    order = torch.where(covered, starts, 2**40).sort(dim=2).values
-    before = torch.searchsorted(order, index.contiguous(), right=True) - 1
-    begin = order.gather(2, before.clamp(min=0))
-    alone = ((before < 0) | (index - begin >= block)) & (index < end[:, None, None])
-    return alone if valid is None else alone & valid
