@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from plait.cli.study import app
 from plait.errors import OptionError
+from plait.planner.devices import device
 from plait.study.file import load_study, parse_study
-from plait.study.plan import plan
+from plait.study.plan import Machine, plan
 from plait.study.progress import StudyProgress
 from plait.study.store import Store
 from plait.study.summarise import summarise
@@ -194,7 +195,7 @@ def test_recall_keeps_the_threshold_of_the_study() -> None:
 
 def test_plan_takes_the_largest_part_of_a_mixture() -> None:
     study = parse_study(STUDY, "tracks.yaml")
-    budgets = {one.track: one for one in plan(study, trials(study), 1e12, 0.5) if one.key == "gla pure"}
+    budgets = {one.track: one for one in plan(study, trials(study), Machine(device("cpu"))) if one.key == "gla pure"}
     steps = 1000 * 16
     assert (budgets["ruler"].tokens, budgets["state"].tokens) == (steps * 64, steps * 16)
     difference = budgets["ruler"].parameters - budgets["state"].parameters

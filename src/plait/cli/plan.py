@@ -38,7 +38,7 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Write a page with the front drawn, such as plan.html.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, all plans that fit included.")] = False,
 ) -> None:
-    """Show the layer plans that fit in a memory: cache, speed and recall."""
+    """Show layer plans that fit in a memory: cache, speed and recall."""
     from plait.planner import devices
     from plait.planner.candidates import Grid, Load
     from plait.planner.request import make_plan

@@ -82,9 +82,18 @@ class DecodeStep(nn.Module):
     def export(self, cache: PlaitCache) -> torch.export.ExportedProgram:
         """The step for states like those of ``cache``; the keys of full attention may be any number, two at least.
 
-        A window of attention must be full in ``cache``.
+        Raises:
+            CacheError: a window of attention is not full in ``cache``.
         """
         states = self.states(cache)
+        for segment, _ in _fields([layer.state for layer in cache.layers]):
+            if isinstance(segment, KeyValues) and segment.window is not None and segment.keys is not None:
+                held, full = segment.keys.shape[1], segment.window - 1
+                if held < full:
+                    raise CacheError(
+                        f"A window of {segment.window} tokens holds {held}, and an exported step has fixed sizes: read "
+                        f"{full} tokens before exporting."
+                    )
         device, rows = states[0].device, states[0].shape[0]
         token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         grows: list[dict[int, Any] | None] = [
