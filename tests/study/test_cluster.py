@@ -35,7 +35,7 @@ STUDY: dict[str, Any] = {
             "intermediate_size": 32,
             "mixers": {"attention": {"num_heads": 2}, "gla": {"num_heads": 2}},
         },
-        "training": {"steps": 60, "batch_size": 4, "warmup_steps": 2, "save_every": 4, "log_every": 2},
+        "training": {"steps": 200, "batch_size": 4, "warmup_steps": 2, "save_every": 4, "log_every": 2},
     },
     "tracks": {
         "recall": {
@@ -187,6 +187,7 @@ def saved(folder: Path) -> int:
     return int(found[-1].name.removeprefix("checkpoint-")) if found else 0
 
 
+@pytest.mark.slow
 def test_killed_processes_change_no_result(
     cluster: Any, reference: dict[str, Any], tmp_path: Path, start: Start
 ) -> None:
@@ -194,12 +195,11 @@ def test_killed_processes_change_no_result(
     first, second = found
     run = start(store, found, cluster.address)
 
-    pid, _ = held(first, lambda: saved(store.path(first)))
+    stopped, _ = held(first, lambda: saved(store.path(first)))
+    pid, supervisor = held(second, lambda: saved(store.path(second)))
     step = saved(store.path(first))
     before = lines(store.path(first), step)
-    os.kill(pid, signal.SIGKILL)
-
-    pid, supervisor = held(second, lambda: saved(store.path(second)))
+    os.kill(stopped, signal.SIGKILL)
     os.kill(supervisor, signal.SIGKILL)
     os.kill(pid, signal.SIGCONT)  # without its supervisor it saves a checkpoint and ends
     wait_for(lambda: pid not in [row[0] for row in trainers(second)])

@@ -28,12 +28,16 @@ class Watched(Dense):
         self._show = show
 
     def prefill(self, call: Call) -> Tensor:
-        self._show(call, self.keys(call))
+        self._look(call)
         return super().prefill(call)
 
     def decode(self, call: Call) -> Tensor:
-        self._show(call, self.keys(call))
+        self._look(call)
         return super().decode(call)
+
+    def _look(self, call: Call) -> None:
+        with torch.no_grad():
+            self._show(call, self.keys(call))
 
 
 class AttentionProbe(Probe):
