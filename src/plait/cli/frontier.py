@@ -28,9 +28,10 @@ def command(
 ) -> None:
     """Measure tasks under policies at several budgets and draw the frontier; a second call goes on."""
     from plait.evaluation.batching import Batches
-    from plait.evaluation.frontier import Grid, figures, frontier, records
+    from plait.evaluation.frontier import Grid, frontier, records
     from plait.evaluation.subject import open_subject
     from plait.report.figures_page import write_figures_page
+    from plait.report.frontier import figures
     from plait.report.lines import lines_svg
     from plait.training.checkpoint import write_json
 

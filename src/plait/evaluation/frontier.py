@@ -18,8 +18,6 @@ from plait.evaluation.session import measure
 from plait.evaluation.subject import Subject
 from plait.evaluation.suites import Unavailable, asked
 from plait.evaluation.under_policy import under_policy
-from plait.report.lines import Line, LinesFigure
-from plait.study.summary import Interval
 from plait.training.config import SuiteSection
 
 DENSE = "dense"
@@ -129,33 +127,9 @@ def frontier(subject: Subject, grid: Grid, folder: Path, batches: Batches) -> li
     return points
 
 
-def figures(points: Sequence[Point]) -> list[LinesFigure]:
-    """A chart for each task: the score against the budget, a line for each policy."""
-    budgets = sorted({point.budget for point in points if point.policy != DENSE})
-    charts = []
-    for task in dict.fromkeys(point.task for point in points):
-        mine = [point for point in points if point.task == task]
-        lines = []
-        for policy in dict.fromkeys(point.policy for point in mine):
-            found = {point.budget: point for point in mine if point.policy == policy}
-            values = [
-                _interval(found[1.0]) if policy == DENSE else _interval(found[budget]) if budget in found else None
-                for budget in budgets
-            ]
-            lines.append(Line(policy, values, baseline=policy == DENSE))
-        label = f"{task}: score against the budget, by policy"
-        names = [f"{budget:.3g}" for budget in budgets]
-        charts.append(LinesFigure(task, names, "keys per query, as a share of the text", lines, label, (0.0, 1.0)))
-    return charts
-
-
 def records(points: Sequence[Point]) -> list[dict[str, Any]]:
     """The points as plain data."""
     return [asdict(point) for point in points]
-
-
-def _interval(point: Point) -> Interval:
-    return Interval(mean=point.score, low=point.low, high=point.high, n=1, over="batches")
 
 
 def _work(report: Any, path: Path) -> dict[str, float | None]:

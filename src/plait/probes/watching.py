@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -47,6 +48,7 @@ class AttentionProbe(Probe):
         super().__init__(model, options)
         self._applied: Applied | None = None
 
+    @abstractmethod
     def show(self, call: Call, keys: Keys) -> None:
         """Look at one layer's call.
 
@@ -54,7 +56,6 @@ class AttentionProbe(Probe):
             call: queries at their positions.
             keys: what they are scored against.
         """
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         applied = Applied(self.model, Watched(self.show), type(self).__name__)
