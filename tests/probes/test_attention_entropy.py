@@ -43,7 +43,7 @@ def test_equal_weights_have_the_logarithm_of_what_is_in_sight() -> None:
 def test_entropy_of_weights_by_hand(monkeypatch: pytest.MonkeyPatch, llama: Any) -> None:
     """A half and two quarters: 1.5 bits; one token alone: nothing."""
     rows = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0.5, 0.25, 0.25]])
-    monkeypatch.setattr(attention_entropy, "probabilities", lambda call, keys, q, *_: rows.expand(1, 4, 3, 3))
+    monkeypatch.setattr(attention_entropy, "weights", lambda call, keys, q, *_: rows.expand(1, 4, 3, 3))
     measured: Any = probe(llama, "attention_entropy")
     measured.run(tokens(1, 3))
     np.testing.assert_allclose(rows_of(measured, 0, 2)["entropy"], 1.5 * np.log(2) / 2, rtol=1e-6)
@@ -65,14 +65,14 @@ def test_entropy_is_that_of_the_eager_matrices(block: int, llama: Any) -> None:
 
 
 def test_no_more_queries_than_a_block_are_held(monkeypatch: pytest.MonkeyPatch, llama: Any) -> None:
-    widths, real = [], attention_entropy.probabilities
+    widths, real = [], attention_entropy.weights
 
     def watched(*arguments: Any) -> Tensor:
         weights = real(*arguments)
         widths.append(weights.shape[2])
         return weights
 
-    monkeypatch.setattr(attention_entropy, "probabilities", watched)
+    monkeypatch.setattr(attention_entropy, "weights", watched)
     probe(llama, "attention_entropy", block=8).run(tokens(1, 20))
     assert widths == [8, 8, 4] * 2
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from plait import catalog
 from plait.data.tasks.niah import NeedleInHaystack
@@ -127,6 +127,22 @@ def test_sinks_refuse_what_they_cannot_score(llama: LlamaForCausalLM, ids: Tenso
             llama(input_ids=ids[:, :1], use_cache=True, **{CACHE_NAME: cache[CACHE_NAME]})
     with pytest.raises(OptionError, match="shorter than 2"):
         measured.run(ids[:, :1])
+
+
+def test_layers_with_a_window_are_watched_within_it(ids: Tensor) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": LAYERS}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": 2, "sliding_window": 6, "initializer_range": 0.3}
+    model = MistralForCausalLM(MistralConfig(**sizes, **heads, attn_implementation="eager")).eval()
+    sinks, growth = probe(model, "attention_sinks"), probe(model, "logit_growth", queries=64)
+    sinks.run(ids)
+    growth.run(ids)
+    table = growth.table()
+    for layer, weights in enumerate(eager_weights(model, ids)):  # type: ignore[arg-type]
+        expected = weights[:, :, :, 0].mean(dim=(0, 2))
+        torch.testing.assert_close(sinks.scores()[layer, :, 0].float(), expected, rtol=1e-5, atol=1e-6)
+        rows = table[(table["layer"] == layer) & (table["first"] == 16)]
+        np.testing.assert_allclose(rows["largest_weight"], weights[:, :, 15:31].amax(-1).mean(dim=(0, 2)), rtol=1e-5)
 
 
 # ---- logit growth

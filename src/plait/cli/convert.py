@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
+from plait.cli.options import integers, key_values
 from plait.cli.output import print_json, print_table
-from plait.errors import OptionError
 
 
 def command(
@@ -49,11 +48,11 @@ def command(
             out,
             ratio=ratio,
             select=select,
-            layers=None if layers is None else _integers(layers),
+            layers=None if layers is None else integers(layers, "layers", least=0),
             scores=scores,
             data=data,
             skip=[] if skip is None else [name.strip() for name in skip.split(",") if name.strip()],
-            options=_options(overrides or []),
+            options=key_values(overrides or [], "set"),
             samples=samples,
             seed=seed,
             announce=lambda line: typer.echo(line, err=True),
@@ -80,30 +79,3 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     print_table(["after", "tokens", "seconds", *columns], table, right=range(1, 3 + len(columns)))
     kept = ", ".join(map(str, report["kept"])) or "none"
     typer.echo(f"\nLayers that stay attention: {kept}. The model is in {out}.")
-
-
-def _integers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise OptionError(f"--layers {text!r}: write layer numbers from 0, such as 3,7.")
-    return [int(part) for part in parts]
-
-
-def _options(entries: list[str]) -> dict[str, Any]:
-    """Options of a recipe; values are read as YAML, where 1e-3 is a number too."""
-    options: dict[str, Any] = {}
-    for entry in entries:
-        name, equals, text = entry.partition("=")
-        if not equals or not name:
-            raise OptionError(f"--set {entry!r}: write KEY=VALUE, such as align_steps=100.")
-        value = yaml.safe_load(text)
-        options[name.strip()] = [_number(item) for item in value] if isinstance(value, list) else _number(value)
-    return options
-
-
-def _number(value: Any) -> Any:
-    """YAML takes ``1e-3`` for text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

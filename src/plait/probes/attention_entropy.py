@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from plait.errors import OptionError
 from plait.options import Options
 from plait.policies.call import Call
-from plait.policies.products import probabilities
 from plait.policies.store import Keys
-from plait.probes.watching import AttentionProbe
+from plait.probes.watching import AttentionProbe, weights
 from plait.report.heat import heat_svg
 
 
@@ -74,8 +73,8 @@ class AttentionEntropy(AttentionProbe):
         for start in range(0, call.q.shape[2], self.options.block):
             part = slice(start, start + self.options.block)
             positions, real = call.positions[:, part], None if call.real is None else call.real[:, part]
-            weights = probabilities(call, keys, call.q[:, :, part], positions, real)
-            self._add(call.layer.index, torch.special.entr(weights).sum(-1).double(), positions + 1, real)
+            rows = weights(call, keys, call.q[:, :, part], positions, real)
+            self._add(call.layer.index, torch.special.entr(rows).sum(-1).double(), positions + 1, real)
 
     def _add(self, layer: int, entropy: Tensor, seen: Tensor, real: Tensor | None) -> None:
         """Add queries: ``entropy`` ``(B, H, W)``, ``seen`` ``(B, W)`` tokens in sight of each."""

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from plait.errors import OptionError
 from plait.options import Options
 from plait.policies.call import Call
-from plait.policies.products import probabilities
 from plait.policies.store import Keys
-from plait.probes.watching import AttentionProbe
+from plait.probes.watching import AttentionProbe, weights
 from plait.report.heat import heat_svg
 
 
@@ -88,8 +87,8 @@ class AttentionSinks(AttentionProbe):
         for start in range(0, length, self.options.block):
             part = slice(start, start + self.options.block)
             real = None if call.real is None else call.real[:, part]
-            weights = probabilities(call, keys, call.q[:, :, part], call.positions[:, part], real)
-            sums += weights[..., :first].sum(2)
+            rows = weights(call, keys, call.q[:, :, part], call.positions[:, part], real)
+            sums += rows[..., :first].sum(2)
         seen = totals[:, None] - torch.arange(first, device=call.q.device)
         scores = (sums / seen[:, None]).sum(0).cpu()
         index = call.layer.index

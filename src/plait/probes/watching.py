@@ -90,4 +90,27 @@ def logits(call: Call, keys: Keys, q: Tensor, positions: Tensor) -> Tensor:
         scores = torch.tanh(scores / call.scoring.softcap) * call.scoring.softcap
     places = keys.places()
     places = places.expand(q.shape[0], keys.keys.shape[1], -1).repeat_interleave(group, dim=1)
-    return scores.masked_fill(places[:, :, None] > positions[:, None, :, None], float("-inf"))
+    queries = positions[:, None, :, None]
+    hidden = places[:, :, None] > queries
+    if call.layer.window is not None:
+        hidden = hidden | (places[:, :, None] <= queries - call.layer.window)
+    return scores.masked_fill(hidden, float("-inf"))
+
+
+def weights(call: Call, keys: Keys, q: Tensor, positions: Tensor, real: Tensor | None = None) -> Tensor:
+    """Attention weights of some queries, within the layer's own window where it has one.
+
+    Args:
+        call, keys, q, positions: as for :func:`logits`.
+        real: ``(B, W)`` bool; rows of other queries are zero.
+
+    Returns:
+        ``(B, H, W, S)``; rows sum to one, or to less where heads have a sink without a key.
+    """
+    scores = logits(call, keys, q, positions)
+    sinks = call.scoring.sink_logits
+    if sinks is not None:
+        column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    shares = scores.softmax(-1)[..., : keys.size]
+    return shares if real is None else torch.where(real[:, None, :, None], shares, 0)
