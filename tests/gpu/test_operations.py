@@ -14,6 +14,8 @@ from torch import Tensor
 
 from gpu.cases import BORDERS, DEVICE, LENGTHS, OPERATIONS, error, reference
 from plait import ops
+from plait.nn import rotary_table, rotate
+from plait.ops import norm
 
 pytestmark = pytest.mark.gpu
 
@@ -69,8 +71,9 @@ def taps(x: Tensor, weight: Tensor, tail: Tensor) -> Tensor:
 @pytest.mark.xdist_group("convolution")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_short_convolution(dtype: torch.dtype, tolerance: float, packed: bool) -> None:
-    """cuDNN sums in fp32 in both types, without TF32 since a depthwise kernel has no tensor cores to use."""
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_short_convolution(backend: str, dtype: torch.dtype, tolerance: float, packed: bool) -> None:
+    """Summed in fp32 in both types, without TF32 since a depthwise kernel has no tensor cores to use."""
     generator = torch.Generator().manual_seed(0)
     length, channels, rows = BORDERS[-1], 96, 1 if packed else 3
     documents = len(BORDERS) - 1 if packed else rows
@@ -85,12 +88,48 @@ def test_short_convolution(dtype: torch.dtype, tolerance: float, packed: bool) -
         y = torch.cat([taps(x, exact["weight"], tail) for x, tail in zip(pieces, tails, strict=True)], dim=1)
     else:
         y = taps(exact["x"], exact["weight"], exact["tail"])
+    y = torch.nn.functional.silu(y)
     expected = [y, *torch.autograd.grad(y, list(exact.values()), cotangent.double())]
 
     leaves = {name: x.to(DEVICE).requires_grad_() for name, x in made.items()}
     borders = torch.tensor(BORDERS, device=DEVICE) if packed else None
-    found, _ = ops.causal_convolution(**leaves, cu_seqlens=borders)
+    with ops.backend(backend):
+        found, last = ops.causal_convolution(**leaves, cu_seqlens=borders, silu=True)
+    with ops.backend("torch"):
+        assert torch.equal(last, ops.causal_convolution(**leaves, cu_seqlens=borders)[1])
     assert found.dtype == dtype
     got = [found, *torch.autograd.grad(found, list(leaves.values()), cotangent.to(DEVICE))]
+    errors = [error(a, b) for a, b in zip(got, expected, strict=True)]
+    assert all(e <= tolerance for e in errors), errors
+
+
+#: Functions of whole tensors that have a kernel of fla's on CUDA: the shapes of their arguments, and the call.
+ROW = (2, 333, 3, 96)
+TABLE = rotary_table(torch.arange(333).expand(2, -1), 96)
+AROUND: dict[str, tuple[list[tuple[int, ...]], Callable[..., Tensor]]] = {
+    "l2_norm": ([ROW], lambda x: norm.l2_norm(x, 1e-3)),
+    "rms_norm": ([ROW, (96,)], lambda x, weight: norm.rms_norm(x, weight, 1e-3)),
+    "silu_norm": ([ROW, ROW, (96,)], lambda x, gate, weight: norm.gated_rms_norm(x, gate, weight, 1e-3)),
+    "sigmoid_norm": ([ROW, ROW, (96,)], lambda x, gate, weight: norm.gated_rms_norm(x, gate, weight, 1e-3, "sigmoid")),
+    "rotate": ([ROW], lambda x: rotate(x, *(part.to(x.device, norm.widen(x).dtype) for part in TABLE))),
+}
+
+
+@pytest.mark.xdist_group("around")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", AROUND)
+def test_norms_and_rotations(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Output and all gradients against PyTorch's own operations in fp64."""
+    shapes, function = AROUND[name]
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    cotangent = torch.randn(ROW, generator=generator).to(dtype)
+    exact = [x.double().requires_grad_() for x in made]
+    y = function(*exact)
+    expected = [y, *torch.autograd.grad(y, exact, cotangent.double())]
+    leaves = [x.to(DEVICE).requires_grad_() for x in made]
+    found = function(*leaves)
+    assert found.dtype == dtype
+    got = [found, *torch.autograd.grad(found, leaves, cotangent.to(DEVICE))]
     errors = [error(a, b) for a, b in zip(got, expected, strict=True)]
     assert all(e <= tolerance for e in errors), errors

@@ -17,6 +17,10 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")]
 Repeats = Annotated[int, typer.Option(min=7, help="Alternated repeats of each timing.")]
+Settings = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tune each Triton kernel over at most so many of its settings; all without it, minutes."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Shapes = Annotated[
     list[str] | None, typer.Option("--shape", metavar="B-T-H-D", help="Such as B1-T4096-H8-D64; repeat.")
@@ -43,18 +47,21 @@ def operations(
     ] = None,
     device: Device = "cpu",
     repeats: Repeats = 7,
+    settings: Settings = None,
     as_json: Json = False,
 ) -> None:
     """Time the recurrences against transformers, plain PyTorch, a Python loop and softmax attention."""
     from plait.benchmarks.machine import require_device
     from plait.benchmarks.operations import DIRECTIONS, chosen_operations, time_operations
     from plait.benchmarks.shapes import chosen_shapes
+    from plait.benchmarks.tuning import few_settings
 
     require_device(device)
     shapes, named = chosen_shapes(sizes, shape or []), chosen_operations(operation or [])
     directions = [direction] if direction else DIRECTIONS
     head = _heading(device)
-    timings = time_operations(shapes, device, repeats, named, directions, _announce)
+    with few_settings(settings):
+        timings = time_operations(shapes, device, repeats, named, directions, _announce)
     if as_json:
         print_json({**head, "timings": [asdict(timing) for timing in timings]})
         return
@@ -175,18 +182,21 @@ def layers(
     ] = None,
     device: Device = "cuda",
     repeats: Repeats = 7,
+    settings: Settings = None,
     as_json: Json = False,
 ) -> None:
     """Time whole layers on a GPU against flash-linear-attention's, with the same weights, and softmax attention."""
     from plait.benchmarks.layers import SHAPES, chosen_layers, require_fla, time_layers
     from plait.benchmarks.operations import DIRECTIONS
     from plait.benchmarks.shapes import LayerShape
+    from plait.benchmarks.tuning import few_settings
 
     shapes, named = [LayerShape.parse(text) for text in shape or []] or SHAPES, chosen_layers(layer or [])
     require_fla(device)
     directions = [direction] if direction else DIRECTIONS
     head = _heading(device)
-    timings = time_layers(shapes, device, repeats, named, directions, _announce)
+    with few_settings(settings):
+        timings = time_layers(shapes, device, repeats, named, directions, _announce)
     if as_json:
         print_json({**head, "timings": [asdict(timing) for timing in timings]})
         return

@@ -35,7 +35,8 @@ class ConvolvedMixer(Mixer):
             tail = F.pad(tail, (0, 0, past - tail.shape[1], 0))
         y, tail = convolution(x, tail, context.padding, context.cu_seqlens)
         if segment is not None:
-            segment.value = tail  # type: ignore[attr-defined]
+            # a view would keep all of a prompt's inputs
+            segment.value = tail.clone() if x.shape[1] > 1 else tail  # type: ignore[attr-defined]
         return y
 
     def tails(self) -> dict[str, Segment]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from plait.errors import CacheError
+from plait.mixers.growth import Growth
 
 
 class Segment:
@@ -23,6 +24,8 @@ class Segment:
     fields: tuple[str, ...] = ()
     #: Its other attributes.
     plain: tuple[str, ...] = ()
+    #: Axis of the tokens, where it grows by them.
+    axis = 1
     #: Whether the newest tokens can be taken back without a snapshot.
     can_crop = False
 
@@ -36,6 +39,11 @@ class Segment:
     def bytes(self) -> int:
         """Bytes held by the segment's payload (bookkeeping such as ``start`` is not payload)."""
         return sum(t.numel() * t.element_size() for name, t in self.tensors() if name != "start")
+
+    def growth(self, name: str) -> Growth:
+        """What joins new tokens to the tensor of this name; not part of a copy."""
+        growths: dict[str, Growth] = self.__dict__.setdefault("_growths", {})
+        return growths.setdefault(name, Growth(self.axis))
 
     def select_rows(self, indices: Tensor) -> None:
         """Keep (or reorder, or repeat) the rows named by ``indices``."""
@@ -64,6 +72,7 @@ class Segment:
 
     def clear(self) -> None:
         """Back to empty."""
+        self.__dict__.pop("_growths", None)
         for name in self.fields:
             setattr(self, name, None)
 
@@ -122,17 +131,14 @@ class KeyValues(Segment):
         start = padding
         if self.keys is not None and self.values is not None:
             old = self.keys.shape[1]
-            keys = torch.cat([self.keys, keys], dim=1)
-            values = torch.cat([self.values, values], dim=1)
+            keys, values = self.growth("keys").join(self.keys, keys), self.growth("values").join(self.values, values)
             if padding is not None and bool((padding > 0).any()):
                 keys, values = (_close_gap(x, self.start, old, padding) for x in (keys, values))
             start = padding if self.start is None else self.start if padding is None else self.start + padding
         self.seen += added
         kept = keys.shape[1] if self.window is None else min(keys.shape[1], self.window - 1)
         dropped = keys.shape[1] - kept
-        self.keys, self.values = keys[:, dropped:], values[:, dropped:]
-        if dropped:  # a view would keep the dropped tokens alive
-            self.keys, self.values = self.keys.clone(), self.values.clone()
+        self.keys, self.values = self.growth("keys").last(keys, kept), self.growth("values").last(values, kept)
         self.start = None if start is None else (start - dropped).clamp(min=0)
         return keys, values, start
 

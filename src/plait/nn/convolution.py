@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from plait.ops import causal_convolution
 
@@ -37,5 +36,6 @@ class ShortConvolution(nn.Conv1d):
         Returns:
             the result ``(B, T, C)`` and the new tail.
         """
-        y, tail = causal_convolution(x, self.weight.squeeze(1), tail=tail, padding=padding, cu_seqlens=cu_seqlens)
-        return (F.silu(y) if self.activation else y), tail
+        return causal_convolution(
+            x, self.weight.squeeze(1), tail=tail, padding=padding, cu_seqlens=cu_seqlens, silu=self.activation
+        )

@@ -1,4 +1,4 @@
-"""Norms over the last axis, computed in fp32 (fp64 for fp64 inputs) and returned in the input's dtype."""
+"""Norms over the last axis as modules: :mod:`plait.ops.norm` with a weight."""
 
 from __future__ import annotations
 
@@ -6,18 +6,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from plait.ops.norm import gated_rms_norm, l2_norm, rms_norm, widen
 
-def widen(x: Tensor) -> Tensor:
-    """``x`` in fp32, or unchanged if it is wider: the precision of norms, gates and states."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """``x * rsqrt(sum(x^2) + eps)`` over the last axis; ``eps`` stands inside the root, so zero maps to zero."""
-    wide = widen(x)
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+__all__ = ["GatedRMSNorm", "RMSNorm", "l2_norm", "widen"]
 
 
 class RMSNorm(nn.Module):
@@ -33,13 +25,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(size))
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        wide = widen(x)
-        return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * widen(self.weight)
-
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` ``(..., size)``."""
-        return self._normalised(x).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
@@ -56,13 +44,11 @@ class GatedRMSNorm(RMSNorm):
 
     def __init__(self, size: int, eps: float = 1e-6, activation: Literal["silu", "sigmoid"] = "silu") -> None:
         super().__init__(size, eps)
-        self.activation = activation
+        self.activation: Literal["silu", "sigmoid"] = activation
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         """Normalise ``x`` ``(..., size)`` and gate it with ``gate`` of the same shape."""
-        gate = widen(gate)
-        gate = F.silu(gate) if self.activation == "silu" else torch.sigmoid(gate)
-        return (self._normalised(x) * gate).to(x.dtype)
+        return gated_rms_norm(x, gate, self.weight, self.eps, self.activation)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plait.ops.dispatch import fused_kernels
+
+#: Channels of a head that fla's kernel turns.
+_WIDEST = 256
+
 
 def rotary_table(
     positions: Tensor, size: int, base: float = 10000.0, dtype: torch.dtype = torch.float32
@@ -27,6 +32,10 @@ def rotary_table(
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn ``x`` ``(B, T, H, D)`` by a table of :func:`rotary_table`; computed in the table's precision."""
+    if x.shape[1] > 1 and x.shape[-1] <= _WIDEST and fused_kernels(x):
+        from plait.ops import fla
+
+        return fla.rotate(x, cosine, sine)
     left, right = x.chunk(2, dim=-1)
     return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1).to(x.dtype)
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from plait.errors import OptionError
 from plait.ops import native
-from plait.ops.dispatch import resolve
+from plait.ops.dispatch import fused_kernels, resolve
 
 
 def causal_convolution(
@@ -19,6 +19,7 @@ def causal_convolution(
     tail: Tensor | None = None,
     padding: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    silu: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Depthwise causal convolution ``y_t = bias + sum_j weight[:, kernel-1-j] x_{t-j}``; the last tap is the present.
 
@@ -31,6 +32,7 @@ def causal_convolution(
         padding: ``(B,)`` int64, slots at the front of each row that are padding: they are skipped, so the tail
             stands directly before the first real token; the output there is zero.
         cu_seqlens: ``(N + 1,)`` int64 borders of documents packed into the single row; each starts from its own tail.
+        silu: apply it to ``y``.
 
     Returns:
         ``y`` ``(B, T, C)`` and the new tail, the last ``kernel - 1`` inputs of each row or document, in ``x``'s dtype.
@@ -49,10 +51,30 @@ def causal_convolution(
         raise OptionError(
             f"causal_convolution: tail {tuple(tail.shape)} must be (rows, kernel - 1, C) = {(rows, past, channels)}."
         )
+    if cu_seqlens is not None and (padding is not None or batch != 1):
+        raise OptionError("causal_convolution: cu_seqlens needs one packed row (B == 1) without padding.")
+    if padding is None and x.shape[1] > 1 and fused_kernels(x):
+        from plait.ops import fla
+
+        y = fla.convolution(x, weight, bias, tail, silu, cu_seqlens)
+        return y, _last(x, past, tail) if cu_seqlens is None else _last_packed(x[0], past, tail, cu_seqlens)
+    y, tail = _by_tap(x, weight, bias, tail, padding, cu_seqlens)
+    return (F.silu(y) if silu else y), tail
+
+
+def _by_tap(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tail: Tensor | None,
+    padding: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The convolution of what is laid out behind the tails, and the new tails."""
     if cu_seqlens is not None:
-        if padding is not None or batch != 1:
-            raise OptionError("causal_convolution: cu_seqlens needs one packed row (B == 1) without padding.")
         return _packed(x, weight, bias, tail, cu_seqlens)
+    batch, _, channels = x.shape
+    past = weight.shape[1] - 1
     before = x.new_zeros(batch, past, channels) if tail is None else tail.to(x.dtype)
     extended = torch.cat([before, x], 1)
     if padding is not None:
@@ -61,6 +83,24 @@ def causal_convolution(
     if padding is not None:
         y = y * (torch.arange(y.shape[1], device=x.device) >= padding[:, None])[..., None].to(y.dtype)
     return y, extended[:, extended.shape[1] - past :]
+
+
+def _last(x: Tensor, past: int, tail: Tensor | None) -> Tensor:
+    """The last ``past`` inputs of every row ``(B, past, C)``, those before it included."""
+    if x.shape[1] >= past:
+        return x[:, x.shape[1] - past :]
+    before = x.new_zeros(x.shape[0], past, x.shape[2]) if tail is None else tail.to(x.dtype)
+    return torch.cat([before, x], 1)[:, x.shape[1] :]
+
+
+def _last_packed(x: Tensor, past: int, tail: Tensor | None, cu_seqlens: Tensor) -> Tensor:
+    """The last ``past`` inputs of every document ``(N, past, C)`` of a packed row ``(T, C)``."""
+    borders = cu_seqlens.to(x.device)
+    first, slot = borders[:-1, None], borders[1:, None] + torch.arange(-past, 0, device=x.device)
+    inside = x[slot.clamp(min=0)]
+    row = torch.arange(len(first), device=x.device)[:, None]
+    before = torch.zeros_like(inside) if tail is None else tail.to(x.dtype)[row, (slot - first).clamp(max=-1) + past]
+    return torch.where((slot >= first)[..., None], inside, before)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

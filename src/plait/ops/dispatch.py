@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from plait.errors import BackendUnavailable, OptionError, nearest
 from plait.ops import native
@@ -128,6 +129,19 @@ def resolve(name: str, device_type: str) -> str:
     if not found.available:
         raise BackendUnavailable(f"Backend {name!r} cannot serve: {found.reason}. Mend: {found.mend}.")
     return name
+
+
+def fused_kernels(x: Tensor) -> bool:
+    """Whether fla's kernels for what stands around a recurrence (convolution, norms) serve this tensor.
+
+    Not inside a compiled graph, whose compiler joins PyTorch's own operations.
+    """
+    return (
+        x.is_cuda
+        and x.dtype != torch.float64
+        and not torch.compiler.is_compiling()
+        and resolve("auto", "cuda") == "fla"
+    )
 
 
 @constant_when_compiled

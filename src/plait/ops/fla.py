@@ -13,6 +13,10 @@ from importlib.util import find_spec
 import torch
 from packaging.version import Version
 from torch import Tensor
+from torch.nn import functional as F
+
+#: Tokens that fla's scan treats as one chunk.
+_SCAN_CHUNK = 128
 
 
 def refuses(v: Tensor, key_width: int = 0) -> str | None:
@@ -55,14 +59,21 @@ def _wrong_on_hopper() -> str | None:
 
 
 def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``fused_recurrent_hgrn``: the scan of HGRN, one program per block of channels."""
-    from fla.ops.hgrn import fused_recurrent_hgrn
+    """The scan of HGRN: by chunks, or token by token where documents are packed or the row is short."""
+    from fla.ops.hgrn import chunk_hgrn, fused_recurrent_hgrn
 
-    start = None if state is None else state.float()
-    h, last = fused_recurrent_hgrn(
-        u.float(), log_a.float(), initial_state=start, output_final_state=True, cu_seqlens=_on(u, cu_seqlens)
-    )
-    return h.to(u.dtype), last.float()
+    wide, decay = u.float(), log_a.float()
+    if cu_seqlens is not None or u.shape[1] <= _SCAN_CHUNK:
+        start = None if state is None else state.float()
+        h, last = fused_recurrent_hgrn(
+            wide, decay, initial_state=start, output_final_state=True, cu_seqlens=_on(u, cu_seqlens)
+        )
+        return h.to(u.dtype), last.float()
+    if state is not None:  # chunk_hgrn has no gradient of its initial and final states
+        first = wide[:, :1] + decay[:, :1].exp() * state.float()[:, None]
+        wide = torch.cat([first, wide[:, 1:]], dim=1)
+    h, _ = chunk_hgrn(wide, decay)
+    return h.to(u.dtype), h[:, -1].clone()
 
 
 def attend(
@@ -86,7 +97,7 @@ def attend(
         "cu_seqlens": _on(v, cu_seqlens),
     }
     if beta is None:
-        q, k = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (q, k))
+        q, k = _per_value_head(q, heads), _per_value_head(k, heads)
         if decay is not None and decay.dim() == 4:
             from fla.ops.gla import chunk_gla
 
@@ -106,7 +117,7 @@ def attend(
     if decay is None and v.dtype != torch.float32:  # chunk_delta_rule has no fp32
         from fla.ops.delta_rule import chunk_delta_rule
 
-        q, k = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (q, k))
+        q, k = _per_value_head(q, heads), _per_value_head(k, heads)
         return chunk_delta_rule(q, k, v, beta, **given)
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
@@ -115,6 +126,55 @@ def attend(
     elif decay.dim() == 1:
         decay = decay.expand(*v.shape[:2], heads).contiguous()
     return chunk_gated_delta_rule(q, k, v, decay, beta, **given)
+
+
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, silu: bool, cu_seqlens: Tensor | None
+) -> Tensor:
+    """The short causal convolution, and silu after it, in one kernel; arguments as in ``causal_convolution``."""
+    from fla.modules.convolution import causal_conv1d
+
+    # fla keeps as many inputs as there are taps, of which the oldest meets none
+    state = None if tail is None else F.pad(tail.to(x.dtype), (0, 0, 1, 0)).transpose(1, 2).contiguous()
+    y, _ = causal_conv1d(
+        x, weight, bias, initial_state=state, activation="silu" if silu else None, cu_seqlens=_on(x, cu_seqlens)
+    )
+    return y
+
+
+def l2_norm(x: Tensor, eps: float) -> Tensor:
+    """``x * rsqrt(sum(x^2) + eps)`` over the last axis."""
+    from fla.modules.l2norm import l2norm
+
+    return l2norm(x, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x * rsqrt(mean(x^2) + eps) * weight`` over the last axis."""
+    from fla.modules.layernorm import rms_norm
+
+    return rms_norm(x, weight, None, eps=eps)
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, activation: str) -> Tensor:
+    """``rms_norm(x) * activation(gate)``, ``silu`` or ``sigmoid``."""
+    from fla.modules.fused_norm_gate import rms_norm_gated
+
+    return rms_norm_gated(x, gate, weight, None, activation, eps=eps)
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """``x`` ``(B, T, H, D)`` turned by tables ``(B, T, 1, D/2)``, channel ``i`` with channel ``i + D/2``."""
+    from fla.modules.rotary import rotary_embedding
+
+    # one row of B T tokens, since fla's table has no rows; in the table's type, which fla asks for
+    row = x.to(cosine.dtype).flatten(0, 1)[None]
+    return rotary_embedding(row, cosine.flatten(0, 2), sine.flatten(0, 2)).view(x.shape).to(x.dtype)
+
+
+def _per_value_head(x: Tensor, heads: int) -> Tensor:
+    """Queries or keys ``(B, T, H, K)`` repeated for the value heads that share them."""
+    return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], dim=2)
 
 
 def _on(x: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:

@@ -16,7 +16,7 @@ def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tens
     a = log_a.exp()
     if cu_seqlens is None:
         h = _Scan.apply(a, u, u.new_zeros(u.shape[0], u.shape[2]) if state is None else state)
-        return h, h[:, -1]
+        return h, h[:, -1].clone()  # a view would keep the whole row
     borders = cu_seqlens.to(u.device)
     first = borders[:-1]
     if state is not None:  # a document's own state enters with its first token

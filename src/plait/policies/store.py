@@ -74,6 +74,7 @@ class Store(Segment):
 
     fields: tuple[str, ...] = ("keys", "values", "positions", "lengths")
     plain = ("fields", "extras")
+    axis = 2
 
     def __init__(self, extras: tuple[str, ...] = ()) -> None:
         self.extras = extras
@@ -132,7 +133,7 @@ class Store(Segment):
             old["positions"] = self.positions
             new["positions"] = positions[:, None].expand(batch, heads, added)
         if self.lengths is None and new_lengths is None:
-            joined = {name: torch.cat([old[name], new[name]], dim=2) for name in new}
+            joined = {name: self.growth(name).join(old[name], new[name]) for name in new}
             self._set(joined, joined.pop("positions", None), None)
             return
         held = _lengths(self)
