@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import plait
-from plait import catalog
+from plait import catalog, ops
 from plait.errors import CacheError
 from plait.models.cache import CACHE_NAME
+from plait.ops import native
 from plait.policies import Policy, build, masked_reference
 from policies.tiny_models import decoder, generate, left_padded, tokens
 
@@ -77,6 +78,19 @@ def test_partial_budget_is_its_masked_reference(name: str, family: str) -> None:
         assert getattr(real, phase).pairs == getattr(masked, phase).pairs, phase
         assert getattr(real, phase).dense_pairs == getattr(masked, phase).dense_pairs, phase
     assert real.bytes_held == masked.bytes_held
+
+
+@pytest.mark.skipif(native.absent() is not None, reason="the kernels are not compiled")
+@pytest.mark.parametrize("name", POLICIES)
+def test_compiled_products_are_those_of_pytorch(name: str) -> None:
+    """In fp32, for which there is a kernel: the same outputs, pairs and bytes as without it."""
+    model, ids = decoder("llama"), tokens(2, LENGTH)
+    with plait.policy(model, name, **options(name, BUDGET)) as applied:
+        found = steps(model, ids, 20)
+    with ops.backend("torch"), plait.policy(model, name, **options(name, BUDGET)) as plain:
+        torch.testing.assert_close(found, steps(model, ids, 20), rtol=1e-4, atol=1e-5)
+    for phase in ("prefill", "decode"):
+        assert getattr(applied.report(), phase).pairs == getattr(plain.report(), phase).pairs, phase
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if catalog.get(name, "policy").load().reduces])

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import plait
 from plait.errors import OptionError, TrainingError
+from plait.models import load
 from plait.training.batches import DealtSampler, share
 from plait.training.checkpoint import checkpoints, read_json
 from plait.training.runner import Interrupted, train
@@ -92,6 +94,16 @@ def test_a_process_reads_its_own_rows_and_holds_its_own_part(runs: Runs) -> None
     parts = sorted(path.name for path in (runs.fsdp / "checkpoint-20" / "sharded").iterdir())
     assert parts == [".metadata", "__0_0.distcp", "__1_0.distcp"]
     assert not (runs.fsdp / "checkpoint-20" / "model.safetensors").exists()
+
+
+def test_a_sharded_checkpoint_opens_as_the_whole_model(runs: Runs) -> None:
+    model, _ = load(runs.fsdp / "checkpoint-20")
+    final, _ = load(runs.fsdp / "model")
+    found, expected = model.state_dict(), final.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not model.training
+    assert load(runs.fsdp / "checkpoint-20", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
 
 
 def test_processes_stop_together_though_one_was_told(runs: Runs) -> None:

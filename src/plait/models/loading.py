@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -16,6 +17,8 @@ from plait.models.configuration import PlaitConfig
 from plait.models.decoder import PlaitForCausalLM, PlaitModel
 from plait.models.heads import AutoencoderForCompression
 
+#: Folder of a checkpoint with the weights and optimiser states that several processes wrote.
+SHARDED_FOLDER = "sharded"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
@@ -31,7 +34,8 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedMod
 
     Args:
         path_or_name: folder of a saved model, or a name on the Hugging Face hub; any causal language model that
-            transformers can load, plait's own or not; or a folder of plait's auto-encoder.
+            transformers can load, plait's own or not; or a folder of plait's auto-encoder; or a checkpoint of a run,
+            sharded or whole.
         options: for ``from_pretrained``, such as ``dtype`` or ``device_map``.
 
     Returns:
@@ -51,7 +55,10 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedMod
         raise OptionError(f"There is no folder {folder}.")
     try:
         kind = AutoencoderForCompression if local and _holds_autoencoder(folder) else AutoModelForCausalLM
-        model = kind.from_pretrained(path_or_name, **options)
+        if local and (folder / SHARDED_FOLDER).is_dir():
+            model = _from_shards(folder, **options)
+        else:
+            model = kind.from_pretrained(path_or_name, **options)
     except PlaitError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
@@ -61,6 +68,18 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedMod
     if local and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return model, None
     return model, AutoTokenizer.from_pretrained(path_or_name)
+
+
+def _from_shards(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """The whole model of a checkpoint that several processes wrote; ``auto`` is the type it was trained in."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    weights = get_model_state_dict(model)
+    checkpoint.load({"model": weights}, checkpoint_id=folder / SHARDED_FOLDER, no_dist=True)
+    set_model_state_dict(model, weights)
+    return model.eval() if isinstance(dtype, str) else model.to(dtype).eval()  # type: ignore[arg-type]
 
 
 def _holds_autoencoder(folder: Path) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from plait.policies import compiled
 from plait.policies.call import Call, Scoring
 from plait.policies.store import Keys
 
@@ -43,6 +44,8 @@ def band(call: Call, keys: Keys, *, window: int | None = None, sinks: int = 0) -
     if aligned and whole and window is not None and window < size and length == 1:
         recent = slice(max(sinks, size - window), size)
         keys, window = keys.slots([slice(0, sinks), recent] if recent.start > sinks else [slice(0, size)]), None
+    if length > 1 and window is None and compiled.serves(call, keys):
+        return compiled.everything(call, keys)
     fused = whole and length == size and (window or size) >= size and call.scoring.plain
     if aligned and ((length == 1 and window is None) or fused):
         _count(call, keys, keys.size if length == 1 else length * (length + 1) // 2)
@@ -80,6 +83,8 @@ def chosen(call: Call, keys: Keys, index: Tensor, valid: Tensor | None = None, *
     """
     if call.reference:
         return masked(call, keys, chosen_mask(call, keys, index, valid, block))
+    if compiled.serves(call, keys):
+        return compiled.chosen(call, keys, index, valid, block)
     batch, heads, length = call.q.shape[:3]
     owners, blocks, width = index.shape[1:]
     group, spare = heads // owners, blocks * block - length
@@ -136,6 +141,8 @@ def packed(call: Call, keys: Keys, seen: Iterable[Tensor], block: int) -> Tensor
             if they are not later; True at the block's own.
         block: queries per block; the last may be shorter.
     """
+    if compiled.serves(call, keys):
+        return compiled.packed(call, keys, seen, block)
     batch, heads = call.q.shape[:2]
     group = heads // keys.keys.shape[1]
     triangle = _triangle(call.q, block, keys.size + block)
@@ -171,6 +178,13 @@ def paged(call: Call, keys: Keys, pages: Tensor, page: int) -> Tensor:
     """
     batch, heads, length = call.q.shape[:3]
     kv_heads, number, width = keys.keys.shape[1], pages.shape[2], pages.shape[3] * page
+    spare = number * page - length
+    unused = spare * width - spare * (spare - 1) // 2  # pairs of the queries that the last page lacks
+    pairs = number * (page * width - page * (page - 1) // 2) - unused
+    fetched = batch * heads * number * width * (keys.keys.shape[-1] + keys.values.shape[-1])
+    call.count(pairs=batch * heads * pairs, bytes_read=fetched * keys.keys.element_size())
+    if compiled.serves(call, keys):
+        return compiled.paged(call, keys, pages, page)
     padded = (F.pad(x, (0, 0, 0, -keys.size % page)) for x in (keys.keys, keys.values))
     k, v = (x.reshape(-1, page * x.shape[-1]) for x in padded)
     q = F.pad(call.q, (0, 0, 0, number * page - length)).unflatten(2, (number, page))
@@ -183,11 +197,6 @@ def paged(call: Call, keys: Keys, pages: Tensor, page: int) -> Tensor:
         own = index[part].flatten()
         near, values = (x.index_select(0, own).view(-1, 1, width, x.shape[1] // page) for x in (k, v))
         outputs.append(_fused_rows(q[part], near, values, limit, call.scoring, None, False))
-    spare = number * page - length
-    unused = spare * width - spare * (spare - 1) // 2  # pairs of the queries that the last page lacks
-    pairs = number * (page * width - page * (page - 1) // 2) - unused
-    fetched = batch * heads * number * pages.shape[3] * (k.shape[1] + v.shape[1]) * k.element_size()
-    call.count(pairs=batch * heads * pairs, bytes_read=fetched)
     return torch.cat(outputs).view(batch, heads, number * page, -1)[:, :, :length]
 
 
@@ -197,6 +206,8 @@ def with_sums(call: Call, keys: Keys) -> tuple[Tensor, Tensor]:
     Returns:
         ``(B, H, T, Dv)``, and the weights' sums over queries ``(B, H, S)`` in fp32, without gradient.
     """
+    if compiled.serves(call, keys):
+        return compiled.with_sums(call, keys)
     batch, heads, length = call.q.shape[:3]
     kv_heads = keys.keys.shape[1]
     if kv_heads > 1 and heads * length * keys.size > CACHED:

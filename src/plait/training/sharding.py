@@ -31,10 +31,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from plait.errors import TrainingError
 from plait.models.decoder import PlaitPreTrainedModel
+from plait.models.loading import SHARDED_FOLDER
 from plait.training.optimiser import parameter_groups
 
-#: Folder of a checkpoint with the sharded weights and optimiser states.
-SHARDED_FOLDER = "sharded"
 OPTIMISER_FILE = "optimizer.pt"
 
 

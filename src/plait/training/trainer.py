@@ -19,6 +19,7 @@ from plait.data.order import stable_hash
 from plait.data.packing import IGNORED, collate
 from plait.data.streaming import StreamedTokens
 from plait.errors import TrainingError
+from plait.models.loading import SHARDED_FOLDER
 from plait.training import sharding
 from plait.training.batches import DealtSampler
 from plait.training.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, rotate, write_json
@@ -289,7 +290,7 @@ class PlaitTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         folder = Path(output_dir or self.folder)
-        sharding.save(folder / sharding.SHARDED_FOLDER, self.network, self.optimizer.optimizer)  # type: ignore[union-attr]
+        sharding.save(folder / SHARDED_FOLDER, self.network, self.optimizer.optimizer)  # type: ignore[union-attr]
         if self.args.should_save:
             self.network.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
             if self.processing_class is not None:

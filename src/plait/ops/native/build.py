@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("attention.c", "rows.c")
+SOURCES = ("attention.c", "rows.c", "softmax.c")
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 #: Instruction sets by the names of ``torch.backends.cpu.get_cpu_capability()``; the first that fits is used.
 LEVELS = {

@@ -60,6 +60,17 @@ class Convolution(Structure):
     _fields_ = _fields(("x weight bias y d_y d_x d_weight", c_void_p), ("B T C taps", c_int64))
 
 
+class Softmax(Structure):
+    """Arguments of softmax attention over chosen keys (``softmax.c``)."""
+
+    _fields_ = _fields(
+        ("q k v o sums index begin end", c_void_p),
+        ("q_batch q_head q_token k_batch k_head k_token v_batch v_head v_token", c_int64),
+        ("B H X G T S D DV block page first", c_int64),
+        ("scale", c_float),
+    )
+
+
 @cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library for this processor and what it was compiled for; or None and the reason."""

@@ -18,7 +18,7 @@ def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tens
     log_a, u = log_a.float().contiguous(), u.float().contiguous()
     state = None if state is None else state.float().contiguous()
     h = _scan(log_a, u, state, cu_seqlens)
-    last = h[:, -1] if cu_seqlens is None else h[0, cu_seqlens.to(h.device)[1:] - 1]
+    last = h[:, -1].clone() if cu_seqlens is None else h[0, cu_seqlens.to(h.device)[1:] - 1]
     return h.to(dtype), last
 
 
