@@ -21,7 +21,7 @@ from plait.claims.page import page as claim_page
 from plait.evaluation.fixtures import SCORES_FILE
 from plait.evaluation.suites import SUITES
 from plait.fixtures import shipped
-from plait.report.lines import lines_svg
+from plait.drawing.lines import lines_svg
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (

@@ -13,9 +13,9 @@ from plait import catalog
 from plait.catalog import Method
 from plait.claims import Claim, Evidence, Measurement, kept_evidence, load_claim, read_evidence, run_claim
 from plait.claims.page import claims_table, page
+from plait.drawing.lines import Line, LinesFigure, lines_svg
 from plait.errors import CatalogError, StudyError
-from plait.report.lines import Line, LinesFigure, lines_svg
-from plait.study.summary import Interval
+from plait.interval import Interval
 
 NAMES = catalog.names("claim")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from plait.cli.app import main
+from plait.drawing.lines import lines_svg
 from plait.errors import CatalogError, OptionError
 from plait.evaluation.frontier import DENSE, Grid, Point
 from plait.evaluation.measurements import predict
@@ -19,7 +20,6 @@ from plait.evaluation.texts import TextMeasurement
 from plait.evaluation.under_policy import under_policy
 from plait.report.figures_page import write_figures_page
 from plait.report.frontier import figures
-from plait.report.lines import lines_svg
 
 FIXTURE = "fixture:recall-small"
 

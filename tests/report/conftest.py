@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 import pytest
 
+from plait.interval import Interval
 from plait.study.summary import (
     Configuration,
     Curve,
     FailedTrial,
     Guard,
-    Interval,
     PaperClaim,
     Recommendation,
     StudySummary,

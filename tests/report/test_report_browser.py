@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from plait.drawing.style import PALETTE
 from plait.report import write_report
-from plait.report.style import PALETTE
 from plait.study.summary import Curve, StudySummary
 
 CHARTS = ["loss", "recall", "pareto", "curves-0", "curves-1", "ar_loss", "other_loss", "decode"]

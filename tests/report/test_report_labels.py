@@ -1,9 +1,10 @@
 import pytest
 
+from plait.drawing.style import PALETTE, SYMBOLS, mixer_styles
+from plait.interval import Interval
 from plait.report import labels
 from plait.report.series import group
-from plait.report.style import PALETTE, SYMBOLS, mixer_styles
-from plait.study.summary import Configuration, Interval, StudySummary
+from plait.study.summary import Configuration, StudySummary
 
 
 def test_ratios_run_from_pure_to_full() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from plait.drawing.style import PALETTE, mixer_styles
 from plait.report import write_report
 from plait.report.figures import curve_chart, decode_chart, loss_charts, pareto_chart, ratio_chart
 from plait.report.page import render
-from plait.report.style import PALETTE, mixer_styles
 from plait.report.tables import full_table
 from plait.study.summary import Curve, Guard, Recommendation, StudySummary
 

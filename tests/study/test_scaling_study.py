@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from plait.cli.study import app
 from plait.errors import OptionError, StudyError
+from plait.report.scaling_charts import law_chart
+from plait.report.scaling_page import render, write_page
 from plait.study.architecture import Architecture
 from plait.study.scaling import table
-from plait.study.scaling.charts import law_chart
 from plait.study.scaling.file import grid_study, load_scaling, parse_scaling
-from plait.study.scaling.page import render, write_page
 from plait.study.scaling.plan import plan_count
 from plait.study.scaling.summarise import architecture_key, summarise_scaling
 from plait.study.scaling.summary import ScalingSummary
@@ -207,7 +207,7 @@ def test_skipping_everything_is_an_error(known: tuple[Store, list[Trial]]) -> No
 
 
 def test_lines_of_the_charts_end_where_the_envelope_ends(summary: ScalingSummary) -> None:
-    from plait.report.style import mixer_styles
+    from plait.drawing.style import mixer_styles
 
     styles = mixer_styles(one.mixer for one in summary.architectures)
     for law in ("loss", "parameters", "tokens"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from plait.interval import Interval
 from plait.study.claims import paper_claims
-from plait.study.summary import Configuration, Guard, Interval, PaperClaim
+from plait.study.summary import Configuration, Guard, PaperClaim
 
 FULL_LAYERS = {"pure": 0, "7:1": 1, "3:1": 2, "1:1": 4, "full": 8}
 LEARNT = Guard(track="recall", baseline="transformer", accuracy=0.99, threshold=0.9, learnt=True, message="learnt")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from plait.interval import Interval
 from plait.study.file import StudyFile, parse_study
 from plait.study.recommend import recommend
-from plait.study.summary import Configuration, Guard, Interval
+from plait.study.summary import Configuration, Guard
 
 GUARD = Guard(track="recall", baseline="transformer", accuracy=0.98, threshold=0.9, learnt=True, message="It learnt.")
 

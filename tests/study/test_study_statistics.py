@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from plait.interval import Interval
 from plait.study.statistics import average, below, bootstrap, interval, pareto, scaled, separated, spearman
-from plait.study.summary import Interval
 
 
 def of(low: float, high: float, over: str = "seeds") -> Interval:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from plait.report.lines import LinesFigure
+from plait.drawing.lines import LinesFigure
 from plait.study.summary import Verdict
 
 #: A verdict, and what was seen, in words with figures.

@@ -15,13 +15,13 @@ from plait.data import TaskData
 from plait.data.tasks.base import IGNORED, Task, TaskDataset, per_example_accuracy
 from plait.data.tasks.key_value import KeyValueRetrieval
 from plait.data.tasks.niah import NeedleInHaystack
+from plait.drawing.lines import Line, LinesFigure
 from plait.evaluation.measurements import predict
 from plait.evaluation.subject import Subject, open_subject
 from plait.evaluation.under_policy import under_policy
+from plait.interval import Interval
 from plait.policies import FindHeadsOptions, find_heads, task_rows
-from plait.report.lines import Line, LinesFigure
 from plait.study.statistics import below, interval
-from plait.study.summary import Interval
 from plait.study.worker import machine
 from plait.training.folder import versions
 

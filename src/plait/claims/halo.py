@@ -8,9 +8,9 @@ from typing import Any
 
 from plait.claims.contract import Announce, Claim, Measurement, Outcome
 from plait.conversion.run import convert
-from plait.report.lines import Line, LinesFigure
+from plait.drawing.lines import Line, LinesFigure
+from plait.interval import Interval
 from plait.study.statistics import interval
-from plait.study.summary import Interval
 from plait.study.worker import machine
 from plait.training.folder import versions
 

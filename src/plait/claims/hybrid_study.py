@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from plait.claims.contract import Outcome
 from plait.claims.from_study import ClaimFromStudy
+from plait.drawing.lines import Line, LinesFigure
+from plait.drawing.style import mixer_styles
 from plait.report.labels import ordered_ratios
-from plait.report.lines import Line, LinesFigure
 from plait.report.series import is_transformer
-from plait.report.style import mixer_styles
 from plait.study.claims import STUDY_CLAIMS, paper_claims
 from plait.study.summary import Configuration, Guard
 

@@ -12,11 +12,11 @@ import torch
 
 from plait.claims.contract import Announce, Claim, Measurement, Outcome
 from plait.data.tasks.niah import NeedleInHaystack
+from plait.drawing.lines import Line, LinesFigure
 from plait.evaluation.subject import open_subject
+from plait.interval import Interval
 from plait.probes import masking_experiment, probe, task_runs
-from plait.report.lines import Line, LinesFigure
 from plait.study.statistics import interval
-from plait.study.summary import Interval
 from plait.study.worker import machine
 from plait.training.folder import versions
 

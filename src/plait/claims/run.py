@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from plait import catalog
 from plait.claims.contract import Announce, Claim, Evidence
 from plait.claims.page import page
+from plait.drawing.lines import lines_svg
 from plait.errors import StudyError
-from plait.report.lines import lines_svg
 from plait.training.checkpoint import write_json
 
 EVIDENCE_FILE = "evidence.json"

@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from plait.claims.contract import Announce, Claim, Measurement, Outcome
 from plait.data.corpora import open_corpus
+from plait.drawing.lines import Line, LinesFigure
 from plait.evaluation.perplexity import token_losses
 from plait.evaluation.subject import open_subject
+from plait.interval import Interval
 from plait.policies import policy
-from plait.report.lines import Line, LinesFigure
 from plait.study.statistics import interval
-from plait.study.summary import Interval
 from plait.study.worker import machine
 from plait.training.folder import versions
 

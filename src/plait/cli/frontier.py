@@ -27,12 +27,12 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure tasks under policies at several budgets and draw the frontier; a second call goes on."""
+    from plait.drawing.lines import lines_svg
     from plait.evaluation.batching import Batches
     from plait.evaluation.frontier import Grid, frontier, records
     from plait.evaluation.subject import open_subject
     from plait.report.figures_page import write_figures_page
     from plait.report.frontier import figures
-    from plait.report.lines import lines_svg
     from plait.training.checkpoint import write_json
 
     grid = Grid(_names(policies), _shares(budgets), _names(tasks), integers(lengths, "lengths"), limit)

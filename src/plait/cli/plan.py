@@ -59,7 +59,7 @@ def command(
         grid=Grid(**{name: values for name, values in chosen.items() if values}),
     )
     if out is not None:
-        from plait.planner.page import write_page
+        from plait.report.plan_page import write_page
 
         write_page(plan, out, shlex.join(["plait", *sys.argv[1:]]), everything)
         typer.echo(f"Page: {out}", err=True)

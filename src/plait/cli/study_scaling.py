@@ -25,10 +25,10 @@ def command(
     Stopped or killed at any moment, the same command goes on. Exit status 1 when a run failed.
     """
     from plait.errors import StudyError
+    from plait.report.scaling_page import write_page
     from plait.study.runner import check_models, run_trials
     from plait.study.scaling import table
     from plait.study.scaling.file import grid_study, load_scaling
-    from plait.study.scaling.page import write_page
     from plait.study.scaling.summarise import summarise_scaling
     from plait.study.store import Store
     from plait.study.trials import trials

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from plait.drawing.heat import heat_svg
 from plait.errors import OptionError
 from plait.options import Options
 from plait.policies.call import Call
 from plait.policies.store import Keys
 from plait.probes.watching import AttentionProbe, weights
-from plait.report.heat import heat_svg
 
 
 @dataclass(frozen=True)

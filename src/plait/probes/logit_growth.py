@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from plait.drawing.lines import Line, LinesFigure, lines_svg
 from plait.errors import OptionError
+from plait.interval import Interval
 from plait.options import Options
 from plait.policies.call import Call
 from plait.policies.store import Keys
 from plait.probes.watching import AttentionProbe, logits
-from plait.report.lines import Line, LinesFigure, lines_svg
-from plait.study.summary import Interval
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from plait.drawing.style import Style
+from plait.interval import Interval
 from plait.report import labels
-from plait.report.style import Style
-from plait.study.summary import Configuration, Interval
+from plait.study.summary import Configuration
 
 
 @dataclass(frozen=True)

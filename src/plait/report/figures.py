@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from plait.drawing.style import DASHES, Style, ratio_dashes
 from plait.report import labels
 from plait.report.chart import Chart, base_layout, error_bars, escape, hover, mixer_legend, ratio_legend
 from plait.report.metrics import answer_metrics
 from plait.report.series import Series, group, is_transformer, with_metric
-from plait.report.style import DASHES, Style, ratio_dashes
 from plait.study.summary import Configuration, Curve, StudySummary
 
 #: Points of a training curve that are drawn at most.
@@ -21,7 +21,7 @@ def ratio_chart(summary: StudySummary, styles: dict[str, Style], metric: str, na
 
     Args:
         summary: the study.
-        styles: of :func:`plait.report.style.mixer_styles`.
+        styles: of :func:`plait.drawing.style.mixer_styles`.
         metric: key of ``Configuration.metrics``.
         name: identifier of the chart.
         words: ``title`` of the chart and ``better`` (``lower is better``).

@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from plait.report.style import PALETTE
+from plait.drawing.style import PALETTE
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from plait.drawing.lines import Line, LinesFigure
 from plait.evaluation.frontier import DENSE, Point
-from plait.report.lines import Line, LinesFigure
-from plait.study.summary import Interval
+from plait.interval import Interval
 
 
 def figures(points: Sequence[Point]) -> list[LinesFigure]:

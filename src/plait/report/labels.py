@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 
-from plait.study.summary import Configuration, Interval
+from plait.interval import Interval
+from plait.study.summary import Configuration
 
 #: What every chart and table calls a metric: (name, unit).
 METRICS: dict[str, tuple[str, str]] = {

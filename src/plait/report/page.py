@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from plait.drawing.style import DASHES, PALETTE, SYMBOLS, Style, mixer_styles
 from plait.report import figures, labels
 from plait.report.chart import Chart
 from plait.report.metrics import metric_order, task_metrics
 from plait.report.series import is_transformer
-from plait.report.style import DASHES, PALETTE, SYMBOLS, Style, mixer_styles
 from plait.report.tables import csv_text, full_table
 from plait.study.summary import Configuration, Guard, StudySummary
 

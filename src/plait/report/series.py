@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from plait.drawing.style import TRANSFORMER
 from plait.report.labels import finite, ratio_order
-from plait.report.style import TRANSFORMER
 from plait.study.summary import Configuration
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from plait.drawing.style import Style, mixer_styles
+from plait.drawing.svg_parts import LEFT, RIGHT, WIDTH, Scale, axes, document, footnote, heading, legend, marks, place
 from plait.errors import StudyError
 from plait.report import labels
 from plait.report.series import Series, group, is_transformer, with_metric
-from plait.report.style import Style, mixer_styles
-from plait.report.svg_parts import LEFT, RIGHT, WIDTH, Scale, axes, document, footnote, heading, legend, marks, place
 from plait.study.summary import Configuration, StudySummary
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from plait.interval import Interval
 from plait.study.statistics import average, below, spearman
-from plait.study.summary import Configuration, Guard, Interval, PaperClaim, Verdict
+from plait.study.summary import Configuration, Guard, PaperClaim, Verdict
 
 #: Claim (b): a mixer's loss may differ this much between ratios, as a fraction of its best loss.
 LOSS_SPREAD = 0.03

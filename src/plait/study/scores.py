@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plait.evaluation.intervals import score_interval
+from plait.interval import Interval
 from plait.study.statistics import interval
-from plait.study.summary import Interval
 
 #: Of one model, as :func:`plait.evaluation.evaluate` gives it.
 Evaluation = Mapping[str, Any]

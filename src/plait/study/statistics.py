@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from plait.evaluation.intervals import bootstrap
-from plait.study.summary import Interval
+from plait.interval import Interval
 
 #: Two-sided 95 % quantiles of Student's t by number of values, where the bootstrap has too few of them.
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182}

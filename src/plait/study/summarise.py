@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from plait.interval import Interval
 from plait.study.architecture import Architecture
 from plait.study.claims import paper_claims
 from plait.study.file import StudyFile
@@ -17,7 +18,7 @@ from plait.study.recommend import recommend
 from plait.study.scores import suite_metrics, task_metrics
 from plait.study.statistics import interval, pareto, scaled
 from plait.study.store import LOG, Store
-from plait.study.summary import Configuration, Curve, FailedTrial, Guard, Interval, StudySummary
+from plait.study.summary import Configuration, Curve, FailedTrial, Guard, StudySummary
 from plait.study.trials import Trial
 
 

@@ -6,21 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from plait.interval import Interval
+
 Verdict = Literal["holds", "does not hold", "inconclusive"]
-
-
-class Interval(BaseModel):
-    """A mean with a 95 % interval (``statistics.interval``), over ``n`` seeds, or over batches when there is one.
-
-    ``chance`` is what a uniform guess scores, for accuracies of which that is known.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    over: Literal["seeds", "batches", "none"]
-    chance: float | None = None
 
 
 class Configuration(BaseModel):

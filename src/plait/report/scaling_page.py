@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import yaml
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from plait.drawing.style import DASHES, PALETTE, SYMBOLS, mixer_styles
 from plait.report import labels
-from plait.report.style import DASHES, PALETTE, SYMBOLS, mixer_styles
+from plait.report.scaling_charts import WORDS, law_chart
 from plait.study.scaling import table
-from plait.study.scaling.charts import WORDS, law_chart
 from plait.study.scaling.summary import ScalingSummary
 from plait.training.checkpoint import write_json
 
@@ -48,7 +48,7 @@ def render(summary: ScalingSummary) -> str:
     styles = mixer_styles(one.mixer for one in summary.architectures)
     charts = [law_chart(summary.architectures, styles, law) for law in WORDS]
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader("plait", "study/scaling"), PackageLoader("plait", "report")]),
+        loader=PackageLoader("plait", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from plait.drawing.style import PALETTE, SYMBOLS, Style, mixer_styles
 from plait.planner.candidates import Candidate
 from plait.planner.request import Plan
 from plait.report import labels
 from plait.report.chart import Chart, Legend, base_layout, escape
 from plait.report.figures import byte_axis
-from plait.report.style import PALETTE, SYMBOLS, Style, mixer_styles
 
 #: Headings of the table, and whether their cells are numbers.
 COLUMNS = [
@@ -56,7 +56,7 @@ def render(plan: Plan, command: str, everything: bool = False) -> str:
     """The page as text; it loads nothing from anywhere."""
     styles = mixer_styles(one.mixer for one in plan.choice.fits)
     charts = [chart for chart in (_recall_chart(plan, styles), _speed_chart(plan, styles)) if chart is not None]
-    loader = ChoiceLoader([PackageLoader("plait", "planner"), PackageLoader("plait", "report")])
+    loader = PackageLoader("plait", "report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -68,7 +68,7 @@ def render(plan: Plan, command: str, everything: bool = False) -> str:
     for character in "<>&":  # so that no text can end the script element
         text = text.replace(character, f"\\u{ord(character):04x}")
     shape, load, device = plan.shape, plan.load, plan.device
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template("plan.html.j2").render(
         plan=plan,
         title=f"{load.batch} x {labels.integer(load.context)} tokens in {labels.byte_size(device.memory)}",
         lead=f"{shape.layers} layers of width {shape.hidden_size} ({shape.rule}), decoded in bf16 on {device.name}.",

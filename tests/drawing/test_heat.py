@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from plait.report.heat import heat_svg
+from plait.drawing.heat import heat_svg
 
 
 def test_cells_stand_in_rows_and_are_as_dark_as_their_numbers() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from plait.report.style import PALETTE, SYMBOLS, Style
+from plait.drawing.style import PALETTE, SYMBOLS, Style
 
 WIDTH, HEIGHT = 720, 380
 LEFT, RIGHT, TOP, BOTTOM = 56, 200, 44, 62

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from plait.report.style import Style
-from plait.report.svg_parts import document, heading
+from plait.drawing.style import Style
+from plait.drawing.svg_parts import document, heading
 
 LEFT, TOP, RIGHT, BOTTOM = 56, 44, 16, 42
 LARGEST, SMALLEST = 44, 10

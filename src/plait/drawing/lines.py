@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plait.report.style import PALETTE, SYMBOLS, Style
-from plait.report.svg_parts import Scale, axes, document, footnote, heading, legend, marks, place
-from plait.study.summary import Interval
+from plait.drawing.style import PALETTE, SYMBOLS, Style
+from plait.drawing.svg_parts import Scale, axes, document, footnote, heading, legend, marks, place
+from plait.interval import Interval
 
 
 @dataclass(frozen=True)

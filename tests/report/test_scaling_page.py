@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from plait.study.scaling.page import write_page
+from plait.report.scaling_page import write_page
 from plait.study.scaling.summary import (
     ArchitectureResult,
     Comparison,

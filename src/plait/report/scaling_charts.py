@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from plait.drawing.style import Style, ratio_dashes
 from plait.report.chart import Chart, Legend, base_layout, escape
 from plait.report.labels import ratio_order
-from plait.report.style import Style, ratio_dashes
 from plait.study.scaling.summary import ArchitectureResult
 
 #: Law -> title, what is measured upwards, and how a fitted value is written on hover.

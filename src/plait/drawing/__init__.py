@@ -1,0 +1,1 @@
+"""Figures as SVG without a browser: lines with intervals, heat maps, and the colours and symbols of methods."""
