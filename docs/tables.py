@@ -18,10 +18,10 @@ from plait.catalog import Method
 from plait.claims import kept_evidence, load_claim
 from plait.claims.page import claims_table
 from plait.claims.page import page as claim_page
+from plait.drawing.lines import lines_svg
 from plait.evaluation.fixtures import SCORES_FILE
 from plait.evaluation.suites import SUITES
 from plait.fixtures import shipped
-from plait.drawing.lines import lines_svg
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
