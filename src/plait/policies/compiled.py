@@ -15,10 +15,15 @@ from plait.policies.store import Keys
 _BLOCK = 128
 
 
-def serves(call: Call, keys: Keys) -> bool:
-    """Whether the kernel can: rows without padding, nothing evicted, plain logits, fp32 on a CPU, no gradient."""
+def simple(call: Call, keys: Keys) -> bool:
+    """Rows without padding, nothing evicted, plain logits: a key's slot is its position."""
     aligned = call.start is not None and keys.lengths is None and keys.positions is None
-    return aligned and call.scoring.plain and not call.reference and softmax.serves(call.q, keys.keys, keys.values)
+    return aligned and call.scoring.plain and not call.reference
+
+
+def serves(call: Call, keys: Keys) -> bool:
+    """Whether the kernel can: a simple call in fp32 on a CPU, without gradient."""
+    return simple(call, keys) and softmax.serves(call.q, keys.keys, keys.values)
 
 
 def chosen(call: Call, keys: Keys, index: Tensor, valid: Tensor | None, block: int) -> Tensor:

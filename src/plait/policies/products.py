@@ -125,8 +125,7 @@ def chosen(call: Call, keys: Keys, index: Tensor, valid: Tensor | None = None, *
 
 def packs(call: Call, keys: Keys) -> bool:
     """Whether :func:`packed` and :func:`paged` can serve a call: on a CPU, where heads may be taken one by one."""
-    aligned = call.start is not None and keys.lengths is None and keys.positions is None
-    return aligned and call.scoring.plain and not call.reference and call.q.device.type == "cpu"
+    return compiled.simple(call, keys) and call.q.device.type == "cpu"
 
 
 def packed(call: Call, keys: Keys, seen: Iterable[Tensor], block: int) -> Tensor:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from plait.drawing.style import DASHES, PALETTE, SYMBOLS, Style, mixer_styles
+from plait.drawing.style import DASHES, SYMBOLS, Style, mixer_styles
 from plait.report import figures, labels
 from plait.report.chart import Chart
 from plait.report.metrics import metric_order, task_metrics
+from plait.report.offline import fill
 from plait.report.series import is_transformer
 from plait.report.tables import csv_text, full_table
 from plait.study.summary import Configuration, Guard, StudySummary
@@ -65,23 +61,15 @@ def render(summary: StudySummary) -> str:
     charts = [chart for group in sections.values() for chart in group]
     columns, rows = full_table(summary)
     mixers = {one.key: one.mixer for one in summary.configurations}
-    environment = Environment(
-        loader=PackageLoader("plait", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    source = environment.loader
-    assert source is not None
-    return environment.get_template("template.html.j2").render(
+    return fill(
+        "template.html.j2",
+        charts,
         summary=summary,
         labels=labels,
         styles=styles,
         mixers=mixers,
         symbols=SYMBOLS,
         dashes=DASHES,
-        palette=PALETTE,
         sections=sections,
         missing=_missing(sections),
         why=_why(summary),
@@ -94,10 +82,6 @@ def render(summary: StudySummary) -> str:
         verdicts=_verdicts(summary),
         seeds=_seeds(summary),
         study=yaml.safe_dump(summary.model_dump(mode="json")["study"], sort_keys=False, allow_unicode=True, width=100),
-        style=Markup(source.get_source(environment, "style.css")[0]),
-        script=Markup(source.get_source(environment, "script.js")[0]),
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        payload=Markup(_script_json({"palette": PALETTE, "charts": [_drawn(chart) for chart in charts]})),
     )
 
 
@@ -110,16 +94,6 @@ def _task_chart(summary: StudySummary, styles: dict[str, Style], metric: str) ->
 
 def _present(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
-
-
-def _drawn(chart: Chart) -> dict[str, Any]:
-    return {"name": chart.name, "data": chart.data, "layout": chart.layout}
-
-
-def _script_json(value: Any) -> str:
-    """JSON that cannot end the script element that holds it."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _curve_tracks(summary: StudySummary) -> list[str]:

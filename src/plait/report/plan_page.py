@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from plait.drawing.style import PALETTE, SYMBOLS, Style, mixer_styles
+from plait.drawing.style import SYMBOLS, Style, mixer_styles
 from plait.planner.candidates import Candidate
 from plait.planner.request import Plan
 from plait.report import labels
 from plait.report.chart import Chart, Legend, base_layout, escape
 from plait.report.figures import byte_axis
+from plait.report.offline import fill
 
 #: Headings of the table, and whether their cells are numbers.
 COLUMNS = [
@@ -56,24 +52,14 @@ def render(plan: Plan, command: str, everything: bool = False) -> str:
     """The page as text; it loads nothing from anywhere."""
     styles = mixer_styles(one.mixer for one in plan.choice.fits)
     charts = [chart for chart in (_recall_chart(plan, styles), _speed_chart(plan, styles)) if chart is not None]
-    loader = PackageLoader("plait", "report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    payload = {
-        "palette": PALETTE,
-        "charts": [{"name": chart.name, "data": chart.data, "layout": chart.layout} for chart in charts],
-    }
-    text = json.dumps(payload, allow_nan=False)
-    for character in "<>&":  # so that no text can end the script element
-        text = text.replace(character, f"\\u{ord(character):04x}")
     shape, load, device = plan.shape, plan.load, plan.device
-    return environment.get_template("plan.html.j2").render(
+    return fill(
+        "plan.html.j2",
+        charts,
         plan=plan,
         title=f"{load.batch} x {labels.integer(load.context)} tokens in {labels.byte_size(device.memory)}",
         lead=f"{shape.layers} layers of width {shape.hidden_size} ({shape.rule}), decoded in bf16 on {device.name}.",
         command=command,
-        charts=charts,
         columns=COLUMNS,
         rows=[(one, _cells(one)) for one in (plan.choice.fits if everything else plan.choice.front)],
         best={one.key for one in plan.choice.front},
@@ -81,17 +67,7 @@ def render(plan: Plan, command: str, everything: bool = False) -> str:
         sentences=plan.sentences(everything),
         styles=styles,
         symbols=SYMBOLS,
-        palette=PALETTE,
-        style=Markup(_source(environment, "style.css")),
-        script=Markup(_source(environment, "script.js")),
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        payload=Markup(text),
     )
-
-
-def _source(environment: Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
 
 
 def _cells(one: Candidate) -> list[tuple[str, float | str | None]]:
