@@ -3,6 +3,7 @@
 #   make setup PYTHON=/path/to/python3.12                  another interpreter (3.11 or newer)
 #   make setup PLAIT_VENV_FLAGS=--system-site-packages     keep the machine's own torch (2.11 or newer), as on GPU images
 #   make test WORKERS=8                                    more test processes
+#   make setup PLAIT_TORCH="torch --index-url https://download.pytorch.org/whl/cpu"   a build without CUDA
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
@@ -17,7 +18,7 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.ready-docs
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all check bench docs gpu clean
+.PHONY: help setup demo test test-all check bench docs gpu package environments clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +29,8 @@ help:
 	@echo "bench     operations timed against named peers"
 	@echo "docs      build the documentation and run its examples"
 	@echo "gpu       tests and timings that need a CUDA device"
+	@echo "package   build wheel and sdist, and try each in a fresh environment"
+	@echo "environments  the tests with the registry's default, the oldest and the newest torch and transformers"
 	@echo "clean     remove caches and built files; $(VENV) and runs stay"
 
 setup: $(READY)
@@ -37,7 +40,7 @@ $(READY): pyproject.toml hatch_build.py $(wildcard src/plait/ops/native/*.[ch] s
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "plait needs Python 3.11 or newer, and '$(PYTHON)' is not. Install one, or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(PLAIT_VENV_FLAGS) $(VENV)
-	$(BIN)/python .ci/has_torch.py || $(BIN)/python -m pip install --quiet "$(PLAIT_TORCH)"
+	$(BIN)/python .ci/has_torch.py || $(BIN)/python -m pip install --quiet $(PLAIT_TORCH)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
@@ -78,6 +81,13 @@ gpu: $(READY)
 	$(BIN)/plait bench ops --device cuda --shape B1-T16384-H8-D128 --operation delta_rule --operation linear_attention
 	$(BIN)/plait bench layers --device cuda
 	$(BIN)/plait study run studies/demo.yaml --out runs/demo-gpu --workers $(GPU_WORKERS)
+
+package:
+	PYTHON=$(PYTHON) PLAIT_TORCH="$(PLAIT_TORCH)" WORKERS=$(WORKERS) .ci/package
+
+environments:
+	@.ci/browser
+	for name in default oldest newest; do WORKERS=$(WORKERS) .ci/environment $$name || exit 1; done
 
 clean:
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

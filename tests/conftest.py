@@ -20,11 +20,22 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from numerics import shifted_memory
+
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--plain-memory",
+        action="store_true",
+        help="Leave loaded weights where they lie; by default they are shifted and products with them round otherwise.",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +55,13 @@ def _poisoned_buffers() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def _shifted_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shows on every machine what expects equal bits from unequal memory."""
+    with nullcontext() if request.config.getoption("--plain-memory") else shifted_memory():
+        yield
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import torch
 from plait import ops
 from plait.cli import app as front
 from plait.cli import doctor
+from plait.extras import install_command
 from plait.ops import BackendStatus
 
 ROOT = Path(__file__).parents[2]
@@ -60,15 +61,21 @@ def test_an_extra_that_is_missing_comes_with_its_command(
 ) -> None:
     monkeypatch.setattr(doctor, "EXTRAS", {"hub": "no-such-distribution"})
     line = next(line for line in run(capsys).splitlines() if line.startswith("hub"))
-    assert line.split(maxsplit=2) == ["hub", "off", 'pip install "plait[hub]"']
+    assert line.split(maxsplit=2) == ["hub", "off", install_command("hub")]
 
 
 @pytest.mark.parametrize(("fla", "cuda", "warned"), [(True, False, True), (True, True, False), (False, False, False)])
 def test_fla_without_cuda_is_warned_about(fla: bool, cuda: bool, warned: bool) -> None:
-    found = doctor.warnings(fla=fla, cuda=cuda)
+    found = doctor.warnings(fla=fla, cuda=cuda, unusable=None)
     assert bool(found) == warned
     if warned:
         assert "pip uninstall flash-linear-attention" in found[0]
+
+
+def test_a_build_for_a_device_that_is_not_here_is_named() -> None:
+    (warning,) = doctor.warnings(fla=False, cuda=False, unusable="cuda")
+    assert "built for cuda" in warning
+    assert "--index-url https://download.pytorch.org/whl/cpu" in warning
 
 
 def test_measured_ceilings_are_rates(capsys: pytest.CaptureFixture[str]) -> None:

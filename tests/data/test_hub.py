@@ -16,7 +16,7 @@ from plait.errors import DataError
 
 @pytest.fixture(autouse=True)
 def _needs_datasets() -> None:
-    pytest.importorskip("datasets", reason='needs pip install "plait[hub]"')
+    pytest.importorskip("datasets", reason="needs the package datasets")
 
 
 def write_rows(path: Path, texts: list[str]) -> None:

@@ -22,6 +22,7 @@ from plait.benchmarks.operations import DIRECTIONS
 from plait.benchmarks.shapes import LayerShape
 from plait.benchmarks.timing import ratio, take_turns
 from plait.errors import BackendUnavailable, OptionError, PlaitError
+from plait.extras import install_command
 from plait.mixers import Context, Dims, Mixer
 from plait.models import PlaitConfig
 from plait.models.checkpoints.fla import from_fla_weights
@@ -104,7 +105,7 @@ def require_fla(device: str) -> None:
         )
     if importlib.util.find_spec("fla") is None or importlib.util.find_spec("fla.layers") is None:
         raise BackendUnavailable(
-            'flash-linear-attention, the peer of the layers, is not installed. Mend: pip install "plait[gpu]".'
+            f"flash-linear-attention, the peer of the layers, is not installed. Install it: {install_command('gpu')}"
         )
 
 

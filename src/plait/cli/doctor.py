@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
 
 from plait.cli.output import print_json, print_table
+from plait.extras import EXTRAS, install_command, installed
 
-#: Extra -> the distribution that it adds.
-EXTRAS = {
-    "gpu": "flash-linear-attention",
-    "cluster": "ray",
-    "harness": "lm-eval",
-    "finetune": "peft",
-    "hub": "datasets",
-    "eval": "wonderwords",
-    "chinese": "jieba",
-}
 TRACKERS = ("tensorboard", "wandb")
 
 
@@ -41,23 +31,17 @@ def command(
         _print(findings)
 
 
-def _installed(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
 def examine() -> dict[str, Any]:
     """Versions, devices, threads, backends, extras, trackers and warnings, as plain data."""
     import torch
 
     from plait import ops
+    from plait.devices import unusable_accelerator
 
     cuda = torch.cuda.is_available()
     packages = ("plait", "torch", "transformers", "accelerate", "numpy")
     return {
-        "versions": {"python": platform.python_version(), **{name: _installed(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in packages}},
         "python": sys.executable,
         "devices": {
             "cpu": platform.processor() or platform.machine(),
@@ -71,22 +55,29 @@ def examine() -> dict[str, Any]:
         ],
         "chosen": {device: list(ops.choose(device)) for device in (["cpu", "cuda"] if cuda else ["cpu"])},
         "extras": [
-            {"name": extra, "package": package, "version": _installed(package), "mend": f'pip install "plait[{extra}]"'}
+            {"name": extra, "package": package, "version": installed(package), "mend": install_command(extra)}
             for extra, package in EXTRAS.items()
         ],
-        "trackers": [{"name": name, "version": _installed(name), "mend": f"pip install {name}"} for name in TRACKERS],
-        "warnings": warnings(fla=find_spec("fla") is not None, cuda=cuda),
+        "trackers": [{"name": name, "version": installed(name), "mend": f"pip install {name}"} for name in TRACKERS],
+        "warnings": warnings(fla=find_spec("fla") is not None, cuda=cuda, unusable=unusable_accelerator()),
     }
 
 
-def warnings(*, fla: bool, cuda: bool) -> list[str]:
+def warnings(*, fla: bool, cuda: bool, unusable: str | None) -> list[str]:
     """What would break or surprise on this machine.
 
     Args:
         fla: whether flash-linear-attention can be imported.
         cuda: whether torch sees a CUDA device.
+        unusable: the accelerator that torch was built for and that this machine does not offer, or None.
     """
     found = []
+    if unusable:
+        found.append(
+            f"this torch is built for {unusable}, and there is no such device or driver here. plait computes on the "
+            "CPU, with the same numbers; a CPU build of torch takes a tenth of the space: "
+            "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+        )
     if fla and not cuda:
         found.append(
             "flash-linear-attention is installed but there is no CUDA device. plait's models are not affected; "

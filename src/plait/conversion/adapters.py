@@ -9,6 +9,7 @@ from typing import Any
 
 from plait.conversion.recipe import Recipe
 from plait.errors import BackendUnavailable
+from plait.extras import install_command
 from plait.models import PlaitForCausalLM
 
 #: Folder beside a model with its adapters.
@@ -19,7 +20,7 @@ def check_installed() -> None:
     """Raise :class:`BackendUnavailable` unless PEFT is there."""
     if find_spec("peft") is None:
         raise BackendUnavailable(
-            "Tuning low-rank adapters needs the package peft: pip install 'plait[finetune]', or set lora_rank=0."
+            f"Tuning low-rank adapters needs the package peft: {install_command('finetune')}, or set lora_rank=0."
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import DataError, nearest
+from plait.extras import install_command
 
 TEXT_SUFFIXES = {".txt", ".md", ".py"}
 RECORD_SUFFIXES = {".jsonl", ".parquet"}
@@ -109,7 +110,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[tuple[str, Mapping[str, An
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise DataError(f'{path} needs the package pyarrow: pip install "plait[hub]"') from None
+        raise DataError(f"{path} needs the package pyarrow: {install_command('hub')}") from None
     try:
         with parquet.ParquetFile(path) as file:
             if field not in file.schema_arrow.names:

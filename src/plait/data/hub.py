@@ -10,6 +10,7 @@ from plait.data.corpus import SPLITS, Corpus, Document, checked_split, file_fing
 from plait.data.files import field_text
 from plait.data.order import stable_hash
 from plait.errors import DataError
+from plait.extras import install_command
 
 
 class HubCorpus(Corpus):
@@ -31,7 +32,7 @@ class HubCorpus(Corpus):
         try:
             import datasets
         except ImportError:
-            raise DataError(f'Corpus {spec!r} needs the package datasets: pip install "plait[hub]"') from None
+            raise DataError(f"Corpus {spec!r} needs the package datasets: {install_command('hub')}") from None
         self._load = datasets.load_dataset
         self.spec = spec
         self.field = field

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait.data.order import stable_hash
+from plait.devices import default_device
 from plait.models import load
 from plait.policies.base import Policy
 from plait.training.config import DataSection
@@ -93,5 +94,5 @@ def open_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """:func:`plait.models.load`, without transformers' bars, on this machine's accelerator where it has one."""
     with quiet():
         model, tokenizer = load(folder)
-    model.to(torch.accelerator.current_accelerator() or torch.device("cpu"))  # type: ignore[arg-type]
+    model.to(default_device())  # type: ignore[arg-type]
     return model, tokenizer

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plait.errors import BackendUnavailable, OptionError, nearest
+from plait.extras import install_command
 from plait.ops import native
 
 NAMES = ("reference", "torch", "native", "fla")
@@ -52,7 +53,7 @@ def _fla_status() -> BackendStatus:
             "run on a machine with a CUDA GPU",
         )
     if importlib.util.find_spec("fla") is None:
-        return BackendStatus("fla", False, "flash-linear-attention is not installed", 'pip install "plait[gpu]"')
+        return BackendStatus("fla", False, "flash-linear-attention is not installed", install_command("gpu"))
     return BackendStatus("fla", True, "Triton kernels of flash-linear-attention, for CUDA tensors")
 
 

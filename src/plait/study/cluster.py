@@ -18,6 +18,7 @@ from typing import Any
 
 from plait import __version__
 from plait.errors import BackendUnavailable, OptionError, StudyError
+from plait.extras import install_command
 from plait.study.cluster_needs import Machine, check_needs, fits_one_machine
 from plait.study.cluster_node import Launch, Message, Order, check_machine, place, supervise
 from plait.study.cluster_storage import Storage
@@ -88,7 +89,7 @@ def connected(address: str) -> Iterator[None]:
         StudyError: no cluster answers.
     """
     if find_spec("ray") is None:
-        raise BackendUnavailable("A cluster needs Ray: pip install 'plait[cluster]', on every machine.")
+        raise BackendUnavailable(f"A cluster needs Ray, on every machine: {install_command('cluster')}")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # unset, every start prints a warning about it
     import ray
 

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from plait.data import DataBundle, MixtureData, TaskData
 from plait.data import build as build_data
+from plait.devices import default_device
 from plait.errors import OptionError
 from plait.models import PlaitForCausalLM
 from plait.models.decoder import PlaitPreTrainedModel
@@ -199,7 +200,7 @@ def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         gradient_accumulation_steps=training.accumulate,
         max_grad_norm=training.clip,
         bf16=resolved_precision(training) == "bf16",
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=default_device().type == "cpu",
         seed=config.seed,
         save_strategy="no",
         logging_strategy="no",

@@ -13,6 +13,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from models.checkpoints.layouts import BIASES, COMMON, FIELDS, FULL, FULL_FIELDS, LINEAR, MIXER_KEYS, OPTIONS
+from numerics import assert_same_outputs
 from plait.errors import OptionError
 from plait.models import PlaitConfig, PlaitForCausalLM, count_parameters, full_layers
 from plait.models.checkpoints import load_fla, save_fla
@@ -69,7 +70,7 @@ def test_a_hybrid_there_and_back(build: Build, tokens: Tokens, tmp_path: Path, m
     assert fields_of(tmp_path) == COMMON | FIELDS[mixer] | attn
     again = load_fla(tmp_path)
     assert again.config.layer_types == model.config.layer_types
-    assert torch.equal(again(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+    assert_same_outputs(again(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
     assert not again.training
     assert all(parameter.requires_grad for parameter in again.parameters())
 
@@ -84,7 +85,7 @@ def test_a_transformer_there_and_back(build: Build, tokens: Tokens, tmp_path: Pa
     assert {name: list(tensor.shape) for name, tensor in weights_of(tmp_path).items()} == keys
     fields = {"qkv_bias": True, "window_size": 4, "rope_theta": 100.0} if options else {}
     assert fields_of(tmp_path) == COMMON | FIELDS["attention"] | fields
-    assert torch.equal(load_fla(tmp_path)(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+    assert_same_outputs(load_fla(tmp_path)(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_every_option_survives(build: Build, tokens: Tokens, tmp_path: Path, mix
     again = load_fla(tmp_path)
     resolved = {spec.options.heads(model.config.dims) for spec in model.config.layers()}
     assert {spec.options.heads(again.config.dims) for spec in again.config.layers()} == resolved
-    assert torch.equal(again(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+    assert_same_outputs(again(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
 
 
 def test_attention_of_two_kinds_is_a_list(build: Build, tokens: Tokens, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_attention_of_two_kinds_is_a_list(build: Build, tokens: Tokens, tmp_path
     assert fields_of(tmp_path)["attn"] == [{"layers": [0, 3], **narrow}, {"layers": [2], **FULL_FIELDS}]
     again = load_fla(tmp_path)
     assert again.config.layer_types == ["attention", "gla", "attention_2", "attention"]
-    assert torch.equal(again(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+    assert_same_outputs(again(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
 
 
 @pytest.mark.parametrize("mixer", ["hgrn2", "gated_deltanet"])
@@ -131,11 +132,11 @@ def test_attention_in_every_layer_or_in_none(build: Build, tokens: Tokens, tmp_p
     change(tmp_path, **fields)
     if mixer == "hgrn2":
         rewrite(tmp_path, weights_of(tmp_path) | {"model.lower_bounds": torch.ones(3, 16)})
-    assert torch.equal(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
+    assert_same_outputs(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
     pure = model_of(build, mixer)
     save_fla(pure, tmp_path / "pure")
     change(tmp_path / "pure", attn={"layers": [], "num_heads": 4})
-    assert torch.equal(load_fla(tmp_path / "pure")(tokens(1, 9)).logits, pure(tokens(1, 9)).logits)
+    assert_same_outputs(load_fla(tmp_path / "pure")(tokens(1, 9)).logits, pure(tokens(1, 9)).logits)
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
@@ -158,11 +159,11 @@ def test_files_of_older_versions(build: Build, tokens: Tokens, tmp_path: Path, h
         del fields[later]
     (tmp_path / "config.json").write_text(json.dumps(fields | {"norm_first": False, "fuse_cross_entropy": True}))
     again = load_fla(tmp_path)
-    assert torch.equal(again(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+    assert_same_outputs(again(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
     owners = {parameter.untyped_storage().data_ptr() for parameter in again.parameters()}
     assert len(owners) == len(list(again.parameters())), "the two halves of a projection share memory"
     save_fla(again, tmp_path / "new")
-    assert torch.equal(load_fla(tmp_path / "new")(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+    assert_same_outputs(load_fla(tmp_path / "new")(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
 
 
 @pytest.mark.parametrize("mixer", ["gla", "retnet"])
@@ -173,7 +174,7 @@ def test_the_gated_norm_has_two_names(build: Build, tokens: Tokens, tmp_path: Pa
     assert unfused.keys() != weights_of(tmp_path).keys()
     rewrite(tmp_path, unfused)
     change(tmp_path, fuse_norm=False)
-    assert torch.equal(load_fla(tmp_path)(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+    assert_same_outputs(load_fla(tmp_path)(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
 
 
 def test_the_width_of_the_feed_forward_is_derived(build: Build, tokens: Tokens, tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_the_width_of_the_feed_forward_is_derived(build: Build, tokens: Tokens, 
     save_fla(model, tmp_path)
     assert fields_of(tmp_path)["intermediate_size"] is None
     assert weights_of(tmp_path)["model.layers.0.mlp.up_proj.weight"].shape == (512, 100)
-    assert torch.equal(load_fla(tmp_path)(tokens(1, 5)).logits, model(tokens(1, 5)).logits)
+    assert_same_outputs(load_fla(tmp_path)(tokens(1, 5)).logits, model(tokens(1, 5)).logits)
     change(tmp_path, hidden_ratio=None)
     assert from_fla_config(fields_of(tmp_path), "file").mlp_size == 512
     change(tmp_path, hidden_ratio=2)
@@ -216,9 +217,9 @@ def test_hgrn2_goes_by_expand_ratio(build: Build, tokens: Tokens, tmp_path: Path
     model = model_of(build, "hgrn2")
     save_fla(model, tmp_path)
     change(tmp_path, num_heads=16)
-    assert torch.equal(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
+    assert_same_outputs(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
     change(tmp_path, num_heads=2, expand_ratio=None)
-    assert torch.equal(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
+    assert_same_outputs(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
     change(tmp_path, num_heads=None)
     with pytest.raises(OptionError, match="'expand_ratio' and 'num_heads'"):
         load_fla(tmp_path)
@@ -233,7 +234,7 @@ def test_norm_of_queries_and_keys(build: Build, tokens: Tokens, tmp_path: Path) 
     again = load_fla(tmp_path)
     layer = again.model.layers[0]
     assert (layer.attn.q_norm.eps, layer.attn.k_norm.eps, layer.attn_norm.eps) == (1e-5, 1e-5, 1e-6)
-    assert torch.equal(again(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
+    assert_same_outputs(again(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
     with pytest.raises(OptionError, match="option qk_norm_eps=None"):
         to_fla_config(model_of(build, "attention", qk_norm=True).config)
 
@@ -244,7 +245,7 @@ def test_shards(build: Build, tokens: Tokens, tmp_path: Path) -> None:
     save_torch_state_dict(weights_of(tmp_path), tmp_path, max_shard_size=20_000)
     (tmp_path / "model.safetensors").unlink(missing_ok=True)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    assert torch.equal(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
+    assert_same_outputs(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
     next(iter(tmp_path.glob("model-*.safetensors"))).unlink()
     with pytest.raises(OptionError, match=r"it has no model-0000\d-of"):
         load_fla(tmp_path)
@@ -256,7 +257,7 @@ def test_a_tied_head_is_not_written(build: Build, tokens: Tokens, tmp_path: Path
     assert "lm_head.weight" not in weights_of(tmp_path)
     again = load_fla(tmp_path)
     assert again.lm_head.weight is again.model.embeddings.weight
-    assert torch.equal(again(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
+    assert_same_outputs(again(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
     change(tmp_path, tie_word_embeddings=False)
     with pytest.raises(OptionError, match=r"do not fit its config.json: no lm_head.weight\."):
         load_fla(tmp_path)

@@ -23,6 +23,7 @@ from plait.data.corpus import SPLITS, checked_split
 from plait.data.order import Permutation, stable_hash
 from plait.data.tasks.base import IGNORED, Ids, Task
 from plait.errors import DataError
+from plait.extras import install_command
 
 _UNSIGNED_BYTES = 8  # the type code of an idx file
 _GZIP = b"\x1f\x8b"
@@ -118,7 +119,7 @@ def _digits() -> Images:
         from sklearn.datasets import load_digits
     except ImportError:
         raise DataError(
-            'Pixels: the digits need the package scikit-learn: pip install "plait[eval]"; or give path=, the images '
+            f"Pixels: the digits need the package scikit-learn: {install_command('eval')}; or give path=, the images "
             "of MNIST or of a set in its format."
         ) from None
     digits = load_digits()

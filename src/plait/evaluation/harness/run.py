@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait.errors import OptionError
+from plait.extras import install_command
 from plait.training.folder import versions
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def run_harness(
 def require_lm_eval() -> None:
     """Raise :class:`OptionError` where lm-eval is not installed."""
     if find_spec("lm_eval") is None:
-        raise OptionError('Task sets of the harness need the package lm-eval: pip install "plait[harness]"')
+        raise OptionError(f"Task sets of the harness need the package lm-eval: {install_command('harness')}")
 
 
 def _evaluate(

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from plait.errors import DataError, OptionError
+from plait.extras import install_command
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CHINESE_PUNCTUATION = (
@@ -160,4 +161,4 @@ def _package(name: str, extra: str) -> Any:
 
 
 def _missing(package: str, extra: str) -> OptionError:
-    return OptionError(f'This metric of LongBench needs the package {package}: pip install "plait[{extra}]"')
+    return OptionError(f"This metric of LongBench needs the package {package}: {install_command(extra)}")

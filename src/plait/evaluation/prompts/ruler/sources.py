@@ -9,6 +9,7 @@ from typing import Any
 
 from plait.data.files import read_text
 from plait.errors import DataError
+from plait.extras import install_command
 
 
 def read_json(path: Path) -> Any:
@@ -32,7 +33,7 @@ def hub_rows(spec: str, split: str) -> Iterator[Mapping[str, Any]]:
     try:
         import datasets
     except ImportError:
-        raise DataError(f'{spec!r} needs the package datasets: pip install "plait[hub]"') from None
+        raise DataError(f"{spec!r} needs the package datasets: {install_command('hub')}") from None
     name, config = spec.removeprefix("hf:"), None
     if ":" in name and not Path(name).exists():
         name, _, config = name.rpartition(":")

@@ -10,6 +10,7 @@ from pathlib import Path
 from plait.data.files import read_text
 from plait.errors import DataError
 from plait.evaluation.prompts.ruler.sources import read_json
+from plait.extras import install_command
 
 _LISTS = {"adjectivelist.txt": 912, "nounlist.txt": 6782, "verblist.txt": 1042}  # of wonderwords 3.0.1
 
@@ -48,7 +49,7 @@ def _list(name: str) -> tuple[str, ...]:
     try:
         text = resources.files("wonderwords.assets").joinpath(name).read_text(encoding="utf-8")
     except ModuleNotFoundError:
-        raise DataError('RULER takes its words from the package wonderwords: pip install "plait[eval]"') from None
+        raise DataError(f"RULER takes its words from the package wonderwords: {install_command('eval')}") from None
     words = tuple(line.rstrip() for line in text.splitlines())
     if len(words) != _LISTS[name]:
         raise DataError(

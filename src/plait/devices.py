@@ -1,0 +1,21 @@
+"""Where models compute: the one place that asks torch for an accelerator."""
+
+from __future__ import annotations
+
+import torch
+
+
+def default_device() -> torch.device:
+    """This machine's accelerator, or its CPU.
+
+    A CUDA build of torch names ``cuda`` as its accelerator also where there is no GPU or no driver, so it is asked
+    whether one can be used.
+    """
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def unusable_accelerator() -> str | None:
+    """The accelerator that torch was built for and that this machine does not offer, such as ``"cuda"``; or None."""
+    built_for = torch.accelerator.current_accelerator()
+    usable = torch.accelerator.current_accelerator(check_available=True)
+    return built_for.type if built_for is not None and usable is None else None
