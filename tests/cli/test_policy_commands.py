@@ -45,15 +45,40 @@ def result(capsys: pytest.CaptureFixture, arguments: Sequence[str]) -> Any:
 # ---- run
 
 
-def test_run_continues_a_prompt_and_says_what_the_policy_did(capsys: pytest.CaptureFixture) -> None:
-    prompt = "import os, sys, json, re, math\n" * 4
+def test_run_writes_the_new_text_alone_and_says_what_the_policy_did(capsys: pytest.CaptureFixture) -> None:
+    prompt = "import os, sys, json, re, math\n" * 4 + "import o"
     command = ["run", FIXTURE, "--policy", "streaming", "--prompt", prompt, "--max-new-tokens", "6"]
-    status, out, err = call(capsys, [*command, "--option", "window=16", "--option", "sinks=2"])
+    command += ["--option", "window=16", "--option", "sinks=2"]
+    status, text, err = call(capsys, command)
     assert status == 0
-    assert out.startswith("import os")
-    assert "policy    streaming, layers 0, 1, 2, 3" in err
-    share = float(err.split("decode")[1].split("(")[1].split("%")[0])
-    assert share == pytest.approx(100 * 18 / 127, abs=0.5), "16 of the window and 2 sinks, of about 127 keys"
+    assert prompt not in text
+    assert "policy    streaming in layers 0, 1, 2, 3" in err
+    assert "tokens/s" in err
+    share = float(err.split("  decode")[1].split("(")[1].split("%")[0])
+    assert share == pytest.approx(100 * 18 / 135, abs=0.5), "16 of the window and 2 sinks, of about 135 keys"
+
+    status, echoed, err = call(capsys, [*command, "--echo", "--quiet"])
+    assert text.strip()
+    assert (echoed, err) == (prompt + text, "")
+    told = result(capsys, command)
+    assert (told["text"] + "\n", told["new_tokens"]) == (text, 6)
+    assert told["policy"]["decode"]["pairs"] / told["policy"]["decode"]["dense_pairs"] == pytest.approx(
+        share / 100, abs=1e-3
+    )
+
+
+def test_the_layers_of_the_prefill_are_counted_in_a_terminal(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    command = ["run", FIXTURE, "--policy", "dense", "--prompt", "import os", "--max-new-tokens", "3"]
+    _, out, err = call(capsys, command)
+    lines = err.split("\r")
+    assert [line for line in lines if line.startswith("prefill of")] == [
+        f"prefill of 9 tokens: layer {index} of 4" for index in (1, 2, 3)
+    ]
+    assert "prefill" not in out
+    assert "prefill of" not in call(capsys, [*command, "--quiet"])[2]
 
 
 @pytest.mark.parametrize(

@@ -74,10 +74,15 @@ def test_train_eval_generate(call: Call, run_file: Path) -> None:
     texts = {}
     for name, options in {"a": ["--seed", "1"], "b": ["--seed", "1"], "c": ["--seed", "2"], "g": ["--greedy"]}.items():
         arguments = ["generate", "runs/tiny", "--prompt", "12 sq", "--max-new-tokens", "12", *options]
-        status, texts[name], _ = call(*arguments)
+        status, texts[name], err = call(*arguments)
         assert status == 0
-        assert texts[name].startswith("12 sq")
+        assert texts[name].strip() and "12 sq" not in texts[name]
+        assert "prefill" in err
     assert texts["a"] == texts["b"] != texts["c"]
+    status, out, err = call(*arguments, "--echo", "--quiet")
+    assert (out, err) == ("12 sq" + texts["g"], "")
+    status, out, err = call(*arguments, "--json")
+    assert json.loads(out)["text"] + "\n" == texts["g"]
 
     status, _, err = call("eval", "runs/tiny", "--mqar", "16x2")
     assert (status, "trained on the task mqar" in err) == (1, True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from plait.cli.output import print_json
 from plait.errors import OptionError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def command(
@@ -21,8 +19,11 @@ def command(
     top_p: Annotated[float | None, typer.Option(help="Sample from the most probable tokens of this mass.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")] = False,
+    echo: Annotated[bool, typer.Option("--echo", help="Repeat the prompt before its continuation.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr: no progress, no speed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the text, tokens and seconds.")] = False,
 ) -> None:
-    """Continue a prompt; the text streams to stdout."""
+    """Continue a prompt; the new text streams to stdout, speed goes to stderr."""
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     given = {key: value for key, value in sampling.items() if value is not None}
     if greedy and given:
@@ -32,8 +33,11 @@ def command(
     if top_p is not None and not 0 < top_p <= 1:
         raise OptionError(f"--top-p {top_p:g} must be above 0 and at most 1.")
 
+    import dataclasses
+
     import torch
 
+    from plait.cli.continuation import Shown, continue_prompt
     from plait.evaluation.run import open_model
     from plait.training.folder import model_folder
 
@@ -42,34 +46,9 @@ def command(
     if not greedy:
         options |= {"temperature": 0.8, "top_k": 0, **given}
     torch.manual_seed(seed)
-    continue_prompt(network, tokenizer, prompt, model, max_new_tokens=max_new_tokens, **options)
-
-
-def continue_prompt(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, prompt: str, name: str, **options: Any
-) -> None:
-    """Stream a continuation to stdout.
-
-    Args:
-        network, tokenizer: the model.
-        prompt: an empty one stands for the beginning of a document.
-        name: of the model, for messages.
-        options: of ``generate``.
-
-    Raises:
-        OptionError: no tokenizer.
-    """
-    import torch
-    from transformers import TextStreamer
-
-    if tokenizer is None:
-        raise OptionError(f"{name} has no tokenizer (it was trained on a synthetic task), so it cannot continue text.")
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(torch.int64)
-    if ids.shape[1] == 0:
-        ids = torch.tensor([[tokenizer.eos_token_id]])
-    network.generate(  # type: ignore[operator]
-        ids.to(network.device),
-        attention_mask=torch.ones_like(ids).to(network.device),
-        streamer=TextStreamer(tokenizer, skip_special_tokens=True),
-        **options,
-    )
+    shown = Shown(echo, quiet, text=not as_json)
+    said = continue_prompt(network, tokenizer, prompt, model, shown, max_new_tokens=max_new_tokens, **options)
+    if as_json:
+        print_json({"model": model, **dataclasses.asdict(said)})
+    elif not quiet:
+        typer.echo(said.sentence(), err=True)

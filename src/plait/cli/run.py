@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plait.cli.options import key_values
-from plait.cli.output import quantity, size
+from plait.cli.output import print_json, quantity, size
 from plait.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -25,18 +25,23 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 64,
     temperature: Annotated[float | None, typer.Option(help="Of sampling; greedy without it.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    echo: Annotated[bool, typer.Option("--echo", help="Repeat the prompt before its continuation.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr: no progress, no figures.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the text and what the policy did.")] = False,
 ) -> None:
-    """Generate under a policy; the text goes to stdout, what the policy did to stderr."""
+    """Generate under a policy; the new text goes to stdout, speed and what the policy did to stderr."""
     if (prompt is None) == (prompt_file is None):
         raise OptionError("Give --prompt or --prompt-file, one of the two.")
     if temperature is not None and temperature <= 0:
         raise OptionError(f"--temperature {temperature:g} must be above 0; leave it out for the most probable token.")
     text = prompt if prompt is not None else _read(prompt_file)
 
+    import dataclasses
+
     import torch
 
     from plait import policy as apply
-    from plait.cli.generate import continue_prompt
+    from plait.cli.continuation import Shown, continue_prompt
     from plait.evaluation.run import open_model
     from plait.training.folder import model_folder
 
@@ -44,8 +49,13 @@ def command(
     sampling = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature}
     torch.manual_seed(seed)
     with apply(network, policy, **key_values(option or [])) as applied:
-        continue_prompt(network, tokenizer, text, model, max_new_tokens=max_new_tokens, **sampling)
-    _print_report(applied.report())
+        shown = Shown(echo, quiet, text=not as_json)
+        said = continue_prompt(network, tokenizer, text, model, shown, max_new_tokens=max_new_tokens, **sampling)
+    report = applied.report()
+    if as_json:
+        print_json({"model": model, **dataclasses.asdict(said), "policy": _record(report)})
+    elif not quiet:
+        typer.echo("\n".join([said.sentence(), *_rows(report)]), err=True)
 
 
 def _read(path: Path | None) -> str:
@@ -60,15 +70,24 @@ def _read(path: Path | None) -> str:
     return text
 
 
-def _print_report(report: Report) -> None:
+def _rows(report: Report) -> list[str]:
     """What the policy scored and held, beside dense attention."""
-    rows = [f"policy    {report.policy}, layers {', '.join(map(str, report.served))}"]
+    rows = [f"policy    {report.policy} in layers {', '.join(map(str, report.served))}"]
     for name, work in (("prefill", report.prefill), ("decode", report.decode)):
         if work.dense_pairs:
-            index = f", {quantity(int(work.index_pairs))} to choose" if work.index_pairs else ""
+            index = f", {quantity(int(work.index_pairs))} to choose them" if work.index_pairs else ""
             rows.append(
-                f"{name:<9} {quantity(int(work.pairs))} of {quantity(int(work.dense_pairs))} pairs "
+                f"  {name:<8}{quantity(int(work.pairs))} of {quantity(int(work.dense_pairs))} query-key pairs scored "
                 f"({int(work.pairs) / int(work.dense_pairs):.1%}){index}"
             )
-    rows.append(f"cache     {size(report.bytes_held)}, dense {size(report.bytes_held_dense)}")
-    typer.echo("\n".join(rows), err=True)
+    return [*rows, f"  {'cache':<8}{size(report.bytes_held)} of {size(report.bytes_held_dense)} with dense attention"]
+
+
+def _record(report: Report) -> dict[str, Any]:
+    """The same, for JSON."""
+    work = {
+        name: {"pairs": int(part.pairs), "index_pairs": int(part.index_pairs), "dense_pairs": int(part.dense_pairs)}
+        for name, part in (("prefill", report.prefill), ("decode", report.decode))
+    }
+    held = {"bytes_held": report.bytes_held, "bytes_held_dense": report.bytes_held_dense}
+    return {"name": report.policy, "layers": list(report.served), **work, **held}
