@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from plait.cli.app import main
-from plait.drawing.lines import lines_svg
+from plait.drawing.panels import panels_svg
 from plait.errors import CatalogError, OptionError
 from plait.evaluation.frontier import DENSE, Grid, Point
 from plait.evaluation.measurements import predict
@@ -131,7 +132,7 @@ def test_eval_measures_under_a_policy(capsys: pytest.CaptureFixture, tmp_path: P
 
 
 def test_a_loss_on_text_is_refused_where_it_would_mislead(subject: Subject) -> None:
-    text = TextMeasurement("python-stdlib", 64, 2)
+    text = TextMeasurement("python-stdlib", 64)
     for name, message in (("vertical_slash", "looking at later tokens"), ("quest", "it changes nothing")):
         with under_policy(subject, name, {}) as (changed, _), pytest.raises(OptionError, match=message):
             text.check(changed)
@@ -151,7 +152,10 @@ def test_policy_options_need_a_policy(capsys: pytest.CaptureFixture) -> None:
 def test_frontier_measures_every_policy_at_every_budget(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     command = ["frontier", FIXTURE, "--policies", "streaming,quest", "--budgets", "0.25,1", "--tasks", "niah"]
     command += ["--lengths", "128", "--limit", "8", "--out", str(tmp_path)]
-    points = {(p["policy"], p["budget"]): p for p in result(capsys, command)["points"]}
+    status, out, err = call(capsys, [*command, "--json"])
+    assert status == 0
+    assert "[5/5] niah length=128, quest at budget 1\n" in err
+    points = {(p["policy"], p["budget"]): p for p in json.loads(out)["points"]}
     assert set(points) == {("dense", 1.0), *((name, share) for name in ("streaming", "quest") for share in (0.25, 1.0))}
     for name in ("streaming", "quest"):
         assert points[name, 1.0]["score"] == points["dense", 1.0]["score"]
@@ -164,22 +168,48 @@ def test_frontier_measures_every_policy_at_every_budget(capsys: pytest.CaptureFi
     assert again == points, "a second call reads scores, pairs and bytes of the first"
 
 
-def test_a_frontier_has_a_line_for_each_policy_and_dense_across() -> None:
-    def point(policy: str, budget: float, score: float) -> Point:
-        return Point(policy, budget, "task", score, score, score, None, 0.5, 0.5, {})
+def test_a_frontier_draws_what_was_measured_and_not_what_was_asked_for() -> None:
+    def point(policy: str, budget: float, score: float, *costs: float | None) -> Point:
+        return Point(policy, budget, "task", score, score, score, "bootstrap", *costs, {})
 
-    chart = figures([point(DENSE, 1, 0.9), point("a", 0.1, 0.2), point("a", 1, 0.9), point("b", 0.1, 0.4)])[0]
-    assert [line.name for line in chart.lines] == ["dense", "a", "b"]
-    means = [[value.mean if value else None for value in line.values] for line in chart.lines]
-    assert means == [[0.9, 0.9], [0.2, 0.9], [0.4, None]]
+    chart = figures(
+        [
+            point(DENSE, 1, 0.9, None, 1.0, 1.0),
+            point("a", 1, 0.9, None, 0.95, 1.2),
+            point("a", 0.1, 0.2, None, 0.3, 1.1),
+            point("b<i>", 0.1, 0.4, None, 0.15, 0.2),
+        ]
+    )[0]
+    assert [trace.name for trace in chart.traces] == ["dense", "a", "b<i>"]
+    assert [[mark.at for mark in trace.marks] for trace in chart.traces] == [
+        [(None, 1.0, 1.0)],
+        [(None, 0.3, 1.1), (None, 0.95, 1.2)],
+        [(None, 0.15, 0.2)],
+    ]
+    svg = panels_svg(chart)
+    tree = ElementTree.fromstring(svg)
+    assert svg.count("nothing to measure here") == 1, "no pairs in the prefill"
+    said = [element.text or "" for element in tree.iter("{http://www.w3.org/2000/svg}title")]
+    assert "a, budget 0.1: score 0.200 (0.200 to 0.200); decode 30.0%, cache 110.0% of dense" in said
+    assert "b<i>, budget 0.1: score 0.400 (0.400 to 0.400); decode 15.0%, cache 20.0% of dense" in said
+    ticks = [element.text for element in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert ticks.count("150%") == 1, "the cache's panel reaches beyond the dense one"
+
+
+def test_a_frontier_refuses_budgets_out_of_range() -> None:
     for budgets in ([], [0.0, 0.5], [1.5]):
         with pytest.raises(OptionError, match="budgets"):
             Grid(["streaming"], budgets, ["niah"], [128], 1)
 
 
 def test_figures_on_one_page_do_not_share_their_styles(tmp_path: Path) -> None:
-    chart = figures([Point(DENSE, 1, "t", 0.9, 0.8, 1, None, None, None, {}), Point("a", 1, "t", 1, 1, 1, 1, 1, 1, {})])
-    svg = lines_svg(chart[0])
+    chart = figures(
+        [
+            Point(DENSE, 1, "t", 0.9, 0.8, 1, "none", None, None, None, {}),
+            Point("a", 1, "t", 1, 1, 1, "none", 1, 1, 1, {}),
+        ]
+    )
+    svg = panels_svg(chart[0])
     shown = (["h"], [["<c>"]])
     page = write_figures_page(tmp_path / "page.html", "<T>", "lead", [svg, svg], shown, "plait x").read_text()
     assert "&lt;T&gt;" in page

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from plait.cli.output import print_json, print_table
+from plait.cli.output import interval_notes, print_json, print_table
 from plait.errors import OptionError
 
 if TYPE_CHECKING:
@@ -118,17 +118,16 @@ def draw_grids(results: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]
 
 
 def print_scores(results: Sequence[Mapping[str, Any]]) -> None:
-    """One line for each measurement: score, interval, chance, samples."""
-    rows = [
-        [
-            result["name"],
-            result["metric"],
-            f"{result['score']:.3f}",
-            f"{result['low']:.3f} to {result['high']:.3f}",
-            "-" if result["chance"] is None else f"{result['chance']:.3f}",
-            str(len(result["per_sample"]) or result["more"].get("n", "-")),
-            f"{result['seconds']:.0f}",
-        ]
-        for result in results
-    ]
-    print_table(["measured", "metric", "score", "95 % interval", "chance", "samples", "s"], rows, right=(2, 4, 5, 6))
+    """One line for each measurement: score, interval and how it was found, chance, samples."""
+    rows = []
+    for result in results:
+        method = result["interval"]
+        said = "-" if method == "none" else f"{result['low']:.3f} to {result['high']:.3f}"
+        chance = "-" if result["chance"] is None else f"{result['chance']:.3f}"
+        samples = str(len(result["per_sample"]) or result["more"].get("n", "-"))
+        name = result["name"]
+        rows.append([name, result["metric"], f"{result['score']:.3f}", said, method, chance, samples])
+    header = ["measured", "metric", "score", "95 % interval", "method", "chance", "samples"]
+    print_table(header, rows, right=(2, 5, 6))
+    if notes := interval_notes(result["interval"] for result in results):
+        typer.echo(f"\n{notes}")

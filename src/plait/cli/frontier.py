@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from plait.cli.options import integers
-from plait.cli.output import print_json, print_table
+from plait.cli.output import interval_notes, print_json, print_table
 from plait.errors import OptionError
 
 
@@ -27,7 +27,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure tasks under policies at several budgets and draw the frontier; a second call goes on."""
-    from plait.drawing.lines import lines_svg
+    from plait.drawing.panels import panels_svg
     from plait.evaluation.batching import Batches
     from plait.evaluation.frontier import Grid, frontier, records
     from plait.evaluation.subject import open_subject
@@ -40,9 +40,9 @@ def command(
     subject = open_subject(model)
     points = frontier(subject, grid, folder, Batches("auto", subject.device))
     folder.mkdir(parents=True, exist_ok=True)
-    header = ["task", "policy", "budget", "score", "95 % interval", "prefill pairs", "decode pairs", "cache"]
+    header = ["task", "policy", "budget", "score", "95 % interval", "method", "prefill", "decode", "cache"]
     rows = [
-        [p.task, p.policy, f"{p.budget:g}", f"{p.score:.3f}", f"{p.low:.3f} to {p.high:.3f}"]
+        [p.task, p.policy, f"{p.budget:g}", f"{p.score:.3f}", f"{p.low:.3f} to {p.high:.3f}", p.interval]
         + [_share(value) for value in (p.prefill, p.decode, p.held)]
         for p in points
     ]
@@ -50,17 +50,23 @@ def command(
     page = write_figures_page(
         folder / "frontier.html",
         f"Policies on {subject.name}",
-        "Score of each task against the share of keys that a policy may score; pairs and cache as shares of dense "
-        "attention's, as measured.",
-        [lines_svg(figure) for figure in figures(points)],
+        "Score of each task against what each policy really cost: query-key pairs scored in the prefill, pairs scored "
+        "in decoding, and bytes of the cache, each as a share of dense attention's. The points of a policy are its "
+        f"budgets; the budget is what it was told, and only names them. {interval_notes(p.interval for p in points)}",
+        [panels_svg(figure) for figure in figures(points)],
         (header, rows),
         shlex.join(["plait", *sys.argv[1:]]),
+        right=(2, 3, 6, 7, 8),
     )
     if as_json:
         print_json({"model": subject.name, "points": records(points), "page": str(page)})
         return
-    print_table(header, rows, right=(2, 3, 5, 6, 7))
-    typer.echo(f"\nPage: {page}")
+    for task in dict.fromkeys(point.task for point in points):
+        typer.echo(task)
+        print_table(header[1:], [row[1:] for row in rows if row[0] == task], right=(1, 2, 5, 6, 7))
+        typer.echo()
+    typer.echo("prefill, decode: query-key pairs scored; cache: bytes held; all as shares of dense attention's.")
+    typer.echo(f"{interval_notes(p.interval for p in points)}\n\nPage: {page}")
 
 
 def _names(text: str) -> list[str]:

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import typer
+
+
+#: How an interval was found -> what a reader should know of it.
+INTERVALS = {
+    "Wilson": "Wilson's interval of a proportion, where every sample is right or wrong",
+    "bootstrap": "resampled means of the samples",
+    "normal": "1.96 standard errors, as lm-eval gives them",
+}
+
+
+def interval_notes(methods: Iterable[str]) -> str:
+    """One sentence on how the intervals of a table were found; empty where there are none."""
+    used = set(methods)
+    notes = [f"{method}: {note}" for method, note in INTERVALS.items() if method in used]
+    return f"95 % intervals: {'; '.join(notes)}." if notes else ""
 
 
 def print_json(data: Any) -> None:

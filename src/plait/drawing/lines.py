@@ -62,7 +62,7 @@ def lines_svg(figure: LinesFigure) -> str:
         raise ValueError("The figure has no value.")
     ends = figure.bounds or (min(value.low for value in measured), max(value.high for value in measured))
     scale = Scale(*ends)
-    styles = _styles(figure.lines)
+    styles = line_styles([(line.name, line.baseline) for line in figure.lines])
     parts = [heading(figure.title)]
     parts += axes(scale, [f"{tick:.{scale.digits}f}" for tick in scale.ticks], list(figure.categories), figure.axis)
     compared = [line for line in figure.lines if not line.baseline]
@@ -85,15 +85,20 @@ def lines_svg(figure: LinesFigure) -> str:
     return document(figure.label, styles, parts)
 
 
-def _styles(lines: Sequence[Line]) -> list[Style]:
+def line_styles(lines: Sequence[tuple[str, bool]]) -> list[Style]:
+    """A style for each line: colour and symbol of its own, ink for a baseline.
+
+    Args:
+        lines: name of each line, and whether it is a baseline.
+    """
     colours = [role for role in PALETTE["light"] if role.startswith("mixer-")]
     symbols = [symbol for symbol in SYMBOLS if symbol != "x"]
     styles = []
     others = 0
-    for line in lines:
-        if line.baseline:
-            styles.append(Style("ink", "x", line.name))
+    for name, baseline in lines:
+        if baseline:
+            styles.append(Style("ink", "x", name))
         else:
-            styles.append(Style(colours[others % len(colours)], symbols[others % len(symbols)], line.name))
+            styles.append(Style(colours[others % len(colours)], symbols[others % len(symbols)], name))
             others += 1
     return styles

@@ -32,6 +32,7 @@ class Point:
         budget: share of the keys that it was given; 1 for dense.
         task: name of the measurement, with its length.
         score, low, high: the task's metric with its 95 % interval.
+        interval: how it was found, see :class:`~plait.evaluation.measurements.Score`.
         prefill, decode: scored pairs per dense pair; None where there was nothing to score.
         held: bytes of the cache per byte of a dense one, after the last answer.
         options: of the policy.
@@ -43,6 +44,7 @@ class Point:
     score: float
     low: float
     high: float
+    interval: str
     prefill: float | None
     decode: float | None
     held: float | None
@@ -90,7 +92,8 @@ def frontier(subject: Subject, grid: Grid, folder: Path, batches: Batches) -> li
     Raises:
         PlaitError: a task that this model cannot be measured on, or a policy that it cannot run under.
     """
-    points = []
+    points: list[Point] = []
+    whole = len(grid.lengths) * (1 + len(grid.policies) * len(grid.budgets)) * len(grid.tasks)
     for length in grid.lengths:
         section = SuiteSection(tasks=list(grid.tasks), lengths=[length], limit=grid.limit)
         cases: list[tuple[str, float, dict[str, Any]]] = [(DENSE, 1.0, {})]
@@ -105,23 +108,16 @@ def frontier(subject: Subject, grid: Grid, folder: Path, batches: Batches) -> li
                         raise OptionError(f"{measurement.name}: {measurement.reason}")
                     applied.reset_report()
                     place = folder / "measurements"
-                    result = next(iter(measure(changed, [measurement], place, batches)))
+                    under = name if name == DENSE else f"{name} at budget {share:g}"
+                    title = f"[{len(points) + 1}/{whole}] {measurement.name}, {under}"
+                    result = next(iter(measure(changed, [measurement], place, batches, title=title)))
                     if "reason" in result:
                         raise OptionError(f"{measurement.name}: {result['reason']}")
                     work = _work(applied.report(), place / f"{changed.fingerprint}-{_slug(measurement.name)}.json")
                     score, low, high = (float(result[key]) for key in ("score", "low", "high"))
                     points.append(
                         Point(
-                            name,
-                            share,
-                            measurement.name,
-                            score,
-                            low,
-                            high,
-                            prefill=work["prefill"],
-                            decode=work["decode"],
-                            held=work["held"],
-                            options=options,
+                            name, share, measurement.name, score, low, high, result["interval"], **work, options=options
                         )
                     )
     return points

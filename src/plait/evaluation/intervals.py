@@ -52,9 +52,16 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 def score_interval(values: Sequence[float]) -> tuple[float, float]:
     """The interval of a mean score: Wilson's where every value is 0 or 1, else the bootstrap's."""
-    if all(value in (0, 1) for value in values):
+    if interval_method(values) == "Wilson":
         return wilson(sum(values), len(values))
     return bootstrap(values)
+
+
+def interval_method(values: Sequence[float]) -> str:
+    """How :func:`score_interval` finds the interval: ``Wilson`` or ``bootstrap``; ``none`` where one value shows none."""
+    if all(value in (0, 1) for value in values):
+        return "Wilson"
+    return "bootstrap" if len(values) > 1 else "none"
 
 
 def mcnemar(first: Sequence[float], second: Sequence[float]) -> float:

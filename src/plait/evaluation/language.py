@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +71,7 @@ def text_perplexity(
     length: int,
     context: int = 1,
     batch_size: int = 8,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """Perplexities of a model on texts, each a document of its own.
 
@@ -80,6 +81,7 @@ def text_perplexity(
         texts: empty ones are skipped.
         length, context: of :func:`rolling_windows`.
         batch_size: windows per forward pass; fewer where the logits would take much memory.
+        advance: told how many windows have been read since the last call.
 
     Returns:
         ``loss`` (nats per token), ``token_perplexity``, ``word_perplexity`` (``exp`` of the loss of all tokens divided
@@ -107,6 +109,7 @@ def text_perplexity(
             chosen = losses[counted & (hits == kind)]
             sums[kind] += chosen.double().sum().item()
             counts[kind] += chosen.numel()
+        advance(len(inputs))
     total, tokens = sum(sums.values()), sum(counts.values())
     words, size = sum(len(text.split()) for text in kept), sum(len(text.encode("utf-8")) for text in kept)
     if not words:
@@ -139,6 +142,7 @@ def loss_by_context(
     stride: int | None = None,
     edges: Sequence[int] | None = None,
     batch_size: int = 8,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> list[dict[str, Any]]:
     """Mean loss by the number of tokens read before: does it keep falling as the context grows?
 
@@ -146,7 +150,7 @@ def loss_by_context(
     windows.
 
     Args:
-        model, tokenizer, batch_size: as for :func:`text_perplexity`.
+        model, tokenizer, batch_size, advance: as for :func:`text_perplexity`.
         texts: those of at most ``length`` tokens are skipped.
         length: tokens of a window.
         stride: tokens from one window to the next; ``length`` (the default) means that windows do not overlap.
@@ -179,6 +183,7 @@ def loss_by_context(
     sums = torch.zeros(length, dtype=torch.float64)
     for _, _, _, losses in _losses(model, windows, batch_size):
         sums += losses.double().sum(0)
+        advance(len(losses))
     groups = []
     for first, after in zip(edges, [*edges[1:], length + 1], strict=True):
         tokens = (after - first) * len(windows)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,14 +16,15 @@ from plait.data.tasks.base import IGNORED, Task, TaskDataset, per_example_accura
 from plait.errors import OptionError
 from plait.evaluation.answers import answers
 from plait.evaluation.batching import Batches
-from plait.evaluation.intervals import score_interval
+from plait.evaluation.intervals import interval_method, score_interval
 from plait.evaluation.perplexity import MOST_LOGITS
 from plait.evaluation.prompts.base import PromptTask
 from plait.evaluation.subject import Subject
 from plait.models.cache import CACHE_NAME
 from plait.models.heads import AutoencoderForCompression
 
-Advance = Callable[[int], None]
+#: Told how many samples have been done since the last call, and where that was not known before how many there are.
+Advance = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Score:
         groups: means over the samples that share some facts, such as a needle's depth.
         more: further numbers, such as the accuracy at each position.
         chance: what a uniform guess scores, where that is known.
+        interval: how the interval was found: ``Wilson``, ``bootstrap``, ``normal`` (1.96 standard errors) or ``none``.
     """
 
     metric: str
@@ -48,12 +50,21 @@ class Score:
     groups: Sequence[Mapping[str, Any]] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
     chance: float | None = None
+    interval: str = "none"
 
     @classmethod
     def of(cls, metric: str, per_sample: Sequence[float], **rest: Any) -> Score:
         """The mean of the samples with its interval."""
         low, high = score_interval(per_sample)
-        return cls(metric, sum(per_sample) / len(per_sample), low, high, list(per_sample), **rest)
+        return cls(
+            metric,
+            sum(per_sample) / len(per_sample),
+            low,
+            high,
+            list(per_sample),
+            interval=interval_method(per_sample),
+            **rest,
+        )
 
 
 class Measurement(ABC):
@@ -62,10 +73,12 @@ class Measurement(ABC):
     Attributes:
         name: for people and for file names.
         samples: how many there are, for the progress.
+        unit: what they are.
     """
 
     name: str
     samples: int
+    unit: ClassVar[str] = "samples"
 
     @property
     @abstractmethod
@@ -78,7 +91,7 @@ class Measurement(ABC):
 
     @abstractmethod
     def run(self, subject: Subject, batches: Batches, advance: Advance) -> Score:
-        """Measure; ``advance`` is told how many samples have been done since the last call."""
+        """Measure; ``advance(count, total)`` is told how many samples have been done since the last call."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +189,7 @@ class PromptMeasurement(Measurement):
 
     label: str
     task: PromptTask
+    unit = "prompts"
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from plait.errors import PlaitError
 from plait.evaluation.batching import Batches
 from plait.evaluation.measurements import Advance, Measurement
+from plait.evaluation.progress import Bar
 from plait.evaluation.subject import Subject, measurement_key
 from plait.training.checkpoint import read_json, write_json
 from plait.training.folder import RUN_FILE, versions
@@ -25,7 +22,13 @@ RESULTS_FOLDER = "evaluation"
 
 
 def measure(
-    subject: Subject, measurements: Sequence[Measurement], folder: Path, batches: Batches, *, progress: bool = True
+    subject: Subject,
+    measurements: Sequence[Measurement],
+    folder: Path,
+    batches: Batches,
+    *,
+    progress: bool = True,
+    title: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The result of each measurement, from ``folder`` or measured now.
 
@@ -34,7 +37,8 @@ def measure(
         measurements: what is measured.
         folder: one JSON file for each result.
         batches: rows at a time.
-        progress: show on stderr what is measured and the time left.
+        progress: show on stderr what is measured, how fast, and the time left.
+        title: of the progress; None: the number and name of the measurement.
 
     Yields:
         ``name``, ``model``, ``fingerprint``, ``spec``, ``seconds``, ``versions`` and the fields of
@@ -46,7 +50,8 @@ def measure(
             yield read_json(path)
             continue
         try:
-            with _Bar(f"[{number}/{len(measurements)}] {measurement.name}", measurement.samples, progress) as bar:
+            shown = title or f"[{number}/{len(measurements)}] {measurement.name}"
+            with Bar(shown, measurement.samples, measurement.unit, progress) as bar:
                 result = scored(measurement, subject, batches, bar.advance)
         except PlaitError as error:  # found in the middle of its data; the others are measured all the same
             yield {"name": measurement.name, "reason": str(error)}
@@ -57,7 +62,7 @@ def measure(
 
 
 def scored(
-    measurement: Measurement, subject: Subject, batches: Batches, advance: Advance = lambda count: None
+    measurement: Measurement, subject: Subject, batches: Batches, advance: Advance = lambda count, total=None: None
 ) -> dict[str, Any]:
     """One measurement with its result, ready for JSON; see :func:`measure`."""
     start = time.perf_counter()
@@ -88,30 +93,3 @@ def results_folder(name: str) -> Path:
 def file_name(text: str) -> str:
     """``text`` as the name of a file: letters, digits and ``.=_-``, at most 120 of them."""
     return re.sub(r"[^A-Za-z0-9.=_-]+", "-", text)[:120]
-
-
-class _Bar:
-    """A bar in a terminal, a line at the start of each measurement elsewhere."""
-
-    def __init__(self, title: str, total: int, shown: bool) -> None:
-        console = Console(stderr=True)
-        self._bar: Progress | None = None
-        if shown and console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=console, transient=True)
-            self._task = self._bar.add_task(title, total=total)
-        elif shown:
-            print(title, file=sys.stderr, flush=True)
-
-    def __enter__(self) -> _Bar:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def advance(self, count: int) -> None:
-        if self._bar is not None:
-            self._bar.advance(self._task, count)

@@ -73,8 +73,8 @@ HARNESS = (
     "openbookqa",
 )
 
-#: Window of the suite ``lm`` where no length is asked for, and its pieces of 8,192 characters.
-TEXT_LENGTH, TEXT_PIECES = 512, 16
+#: Window of the suite ``lm`` where no length is asked for.
+TEXT_LENGTH = 512
 
 #: Option of a benchmark -> where its file or folder lies under the data folder; the first that exists counts.
 DATA_FILES: dict[str, tuple[str, ...]] = {
@@ -100,7 +100,7 @@ class Wish:
     Args:
         lengths: of the rows or prompts; none: as the model was trained, or as the task sets it. The harness reads at
             most the longest of them at once.
-        limit: samples per measurement; None: 500.
+        limit: samples per measurement, windows of a text; None: 500, and 16 pieces of a text.
         data_dir: folder with files of benchmarks that need some.
         options: further options, for every task or benchmark that knows them.
     """
@@ -225,7 +225,7 @@ def _texts(wish: Wish) -> Iterator[Measurement]:
     files = [] if wish.data_dir is None else sorted(wish.data_dir.glob("*.txt"))
     for source in [str(path) for path in files] or ["python-stdlib"]:
         for length in wish.lengths or (TEXT_LENGTH,):
-            yield TextMeasurement(source, length, wish.limit or TEXT_PIECES)
+            yield TextMeasurement(source, length, wish.limit)
 
 
 def _harness(wish: Wish) -> Iterator[Measurement]:

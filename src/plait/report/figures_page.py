@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +12,9 @@ from plait.drawing.style import PALETTE
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
-def write_figures_page(path: Path, title: str, lead: str, svgs: Sequence[str], table: Table, command: str) -> Path:
+def write_figures_page(
+    path: Path, title: str, lead: str, svgs: Sequence[str], table: Table, command: str, right: Collection[int] = ()
+) -> Path:
     """Write the page.
 
     Args:
@@ -22,6 +24,7 @@ def write_figures_page(path: Path, title: str, lead: str, svgs: Sequence[str], t
         svgs: SVG documents.
         table: header and rows.
         command: that made it.
+        right: indices of columns aligned to the right, for numbers.
 
     Returns:
         The path.
@@ -35,24 +38,31 @@ def write_figures_page(path: Path, title: str, lead: str, svgs: Sequence[str], t
     )
     style = (files("plait.report") / "style.css").read_text(encoding="utf-8")
     header, rows = table
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{_cells('td', row, right)}</tr>" for row in rows)
     figures = "".join(f"<figure>{_alone(svg, index)}</figure>" for index, svg in enumerate(svgs))
     text = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="generator" content="plait">'
         '<link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>{colours}{style}figure{{margin:1.5rem 0}}"
-        "figure svg{max-width:100%;height:auto}</style></head>"
+        f"<title>{escape(title)}</title><style>{colours}{style}figure{{margin:1.5rem 0;overflow-x:auto}}"
+        "figure svg{max-width:100%;height:auto;min-width:46rem}td+td,th+th{white-space:nowrap}</style></head>"
         f'<body><main><header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>'
         f'<p class="meta"><code>{escape(command)}</code></p></header><section>{figures}</section>'
         f'<section><div class="scroll bordered"><table><thead><tr>'
-        f"{''.join(f'<th>{escape(name)}</th>' for name in header)}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{_cells('th', header, right)}</tr></thead><tbody>{body}</tbody></table></div>"
         "</section></main></body></html>\n"
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _cells(tag: str, texts: Sequence[str], right: Collection[int]) -> str:
+    return "".join(
+        f"<{tag}{' style="text-align:right"' if index in right else ''}>{escape(text)}</{tag}>"
+        for index, text in enumerate(texts)
+    )
 
 
 def _alone(svg: str, index: int) -> str:

@@ -1,33 +1,42 @@
-"""The figures of a frontier: a task's score against the budget, by policy."""
+"""The figures of a frontier: a task's score against what each policy really scored and held."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plait.drawing.lines import Line, LinesFigure
+from plait.drawing.panels import Mark, Panels, Trace
 from plait.evaluation.frontier import DENSE, Point
 from plait.interval import Interval
 
+COSTS = ("query-key pairs in the prefill", "query-key pairs in decoding", "bytes of the cache")
 
-def figures(points: Sequence[Point]) -> list[LinesFigure]:
-    """A chart for each task: the score against the budget, a line for each policy."""
-    budgets = sorted({point.budget for point in points if point.policy != DENSE})
+
+def figures(points: Sequence[Point]) -> list[Panels]:
+    """Three panels for each task: the score against pairs in the prefill, pairs in decoding and bytes of the cache."""
     charts = []
     for task in dict.fromkeys(point.task for point in points):
         mine = [point for point in points if point.task == task]
-        lines = []
+        traces = []
         for policy in dict.fromkeys(point.policy for point in mine):
-            found = {point.budget: point for point in mine if point.policy == policy}
-            values = [
-                _interval(found[1.0]) if policy == DENSE else _interval(found[budget]) if budget in found else None
-                for budget in budgets
-            ]
-            lines.append(Line(policy, values, baseline=policy == DENSE))
-        label = f"{task}: score against the budget, by policy"
-        names = [f"{budget:.3g}" for budget in budgets]
-        charts.append(LinesFigure(task, names, "keys per query, as a share of the text", lines, label, (0.0, 1.0)))
+            own = sorted((point for point in mine if point.policy == policy), key=lambda point: point.budget)
+            traces.append(Trace(policy, [_mark(point) for point in own], baseline=policy == DENSE))
+        label = f"{task}: score against pairs in the prefill, pairs in decoding and bytes of the cache, by policy"
+        charts.append(
+            Panels(
+                task,
+                f"Score of {task} against shares of what dense attention costs, as measured.",
+                COSTS,
+                traces,
+                label,
+            )
+        )
     return charts
 
 
-def _interval(point: Point) -> Interval:
-    return Interval(mean=point.score, low=point.low, high=point.high, n=1, over="batches")
+def _mark(point: Point) -> Mark:
+    named = point.policy if point.policy == DENSE else f"{point.policy}, budget {point.budget:g}"
+    shares = (("prefill", point.prefill), ("decode", point.decode), ("cache", point.held))
+    costs = ", ".join(f"{name} {value:.1%}" for name, value in shares if value is not None)
+    said = f"{named}: score {point.score:.3f} ({point.low:.3f} to {point.high:.3f}); {costs} of dense"
+    interval = Interval(mean=point.score, low=point.low, high=point.high, n=1, over="batches")
+    return Mark((point.prefill, point.decode, point.held), interval, said)

@@ -9,7 +9,7 @@ from typing import Any
 from plait.errors import OptionError
 from plait.evaluation.batching import Batches
 from plait.evaluation.harness.run import CORRECT, require_lm_eval, run_harness
-from plait.evaluation.intervals import Z, score_interval
+from plait.evaluation.intervals import Z, interval_method, score_interval
 from plait.evaluation.measurements import Advance, Measurement, Score
 from plait.evaluation.subject import Subject
 
@@ -29,6 +29,7 @@ class HarnessMeasurement(Measurement):
     data_dir: Path | None = None
     limit: int | None = None
     max_length: int | None = None
+    unit = "requests"
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -49,6 +50,13 @@ class HarnessMeasurement(Measurement):
             raise OptionError(f"{subject.name} has no tokenizer, so it cannot be measured on tasks of text.")
 
     def run(self, subject: Subject, batches: Batches, advance: Advance) -> Score:
+        done: dict[str, tuple[int, int]] = {}  # of each kind of request, and how many there are
+
+        def progress(kind: str, so_far: int, total: int) -> None:
+            before = done.get(kind, (0, total))[0]
+            done[kind] = (so_far, total)
+            advance(so_far - before, sum(total for _, total in done.values()))
+
         found = run_harness(
             subject.model,
             subject.tokenizer,
@@ -57,8 +65,8 @@ class HarnessMeasurement(Measurement):
             limit=self.limit,
             batch_size=batches.size,
             max_length=self.max_length,
+            progress=progress,
         )
-        advance(1)
         result = next(iter(found["tasks"].values()))
         metric, first = next(iter(result["metrics"].items()))
         more = {"metrics": result["metrics"], "n": result["n"], "version": result["version"]}
@@ -66,9 +74,13 @@ class HarnessMeasurement(Measurement):
             values = result["correct"]
             metric = next(name for name in CORRECT if name in result["metrics"])
             low, high = score_interval(values)
-            return Score(metric, sum(values) / len(values), low, high, values, more=more)
+            return Score(
+                metric, sum(values) / len(values), low, high, values, more=more, interval=interval_method(values)
+            )
         half = Z * (first["stderr"] or 0.0)
-        return Score(metric, first["value"], first["value"] - half, first["value"] + half, [], more=more)
+        method = "normal" if first["stderr"] else "none"
+        value = first["value"]
+        return Score(metric, value, value - half, value + half, [], more=more, interval=method)
 
 
 def folder_names(folder: Path) -> list[str]:
