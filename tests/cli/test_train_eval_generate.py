@@ -76,7 +76,8 @@ def test_train_eval_generate(call: Call, run_file: Path) -> None:
         arguments = ["generate", "runs/tiny", "--prompt", "12 sq", "--max-new-tokens", "12", *options]
         status, texts[name], err = call(*arguments)
         assert status == 0
-        assert texts[name].strip() and "12 sq" not in texts[name]
+        assert texts[name].strip()
+        assert "12 sq" not in texts[name]
         assert "prefill" in err
     assert texts["a"] == texts["b"] != texts["c"]
     status, out, err = call(*arguments, "--echo", "--quiet")

@@ -8,7 +8,6 @@ from typing import Any
 
 import typer
 
-
 #: How an interval was found -> what a reader should know of it.
 INTERVALS = {
     "Wilson": "Wilson's interval of a proportion, where every sample is right or wrong",

@@ -59,10 +59,8 @@ def write_figures_page(
 
 
 def _cells(tag: str, texts: Sequence[str], right: Collection[int]) -> str:
-    return "".join(
-        f"<{tag}{' style="text-align:right"' if index in right else ''}>{escape(text)}</{tag}>"
-        for index, text in enumerate(texts)
-    )
+    styles = [' style="text-align:right"' if index in right else "" for index in range(len(texts))]
+    return "".join(f"<{tag}{style}>{escape(text)}</{tag}>" for style, text in zip(styles, texts, strict=True))
 
 
 def _alone(svg: str, index: int) -> str:
