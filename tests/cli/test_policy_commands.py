@@ -224,7 +224,7 @@ def test_figures_on_one_page_do_not_share_their_styles(tmp_path: Path) -> None:
 
 
 def test_probe_finds_heads_and_masks_them(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    command = ["probe", FIXTURE, "retrieval_heads", "--rows", "6", "--mask", "4", "--out", str(tmp_path)]
+    command = ["probe", FIXTURE, "retrieval_heads", "--samples", "6", "--mask", "4", "--out", str(tmp_path)]
     found = result(capsys, command)
     best = [row for row in found["table"] if row["retrieval"] and row["score"] > 0.5]
     assert {row["layer"] for row in best} == {3}
@@ -238,11 +238,35 @@ def test_probe_finds_heads_and_masks_them(capsys: pytest.CaptureFixture, tmp_pat
 def test_probe_reads_a_text(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("import os\n" * 30)
-    command = ["probe", FIXTURE, "attention_sinks", "--text", str(text), "--length", "64", "--rows", "2"]
+    command = ["probe", FIXTURE, "attention_sinks", "--text", str(text), "--length", "64", "--samples", "2"]
     table = result(capsys, [*command, "--out", str(tmp_path)])["table"]
     assert len(table) == 4 * 4 * 2
-    status, _, err = call(capsys, [*command, "--rows", "90"])
-    assert (status, "rows of 64 need" in err) == (1, True)
+    status, _, err = call(capsys, [*command, "--samples", "90"])
+    assert (status, "samples of 64 need" in err) == (1, True)
+
+
+def test_probe_prints_a_sentence_and_few_rows_and_all_on_demand(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("import os\n" * 30)
+    command = ["probe", FIXTURE, "attention_sinks", "--text", str(text), "--length", "64", "--samples", "2"]
+    file = tmp_path / "kept" / "sinks.json"
+    _, out, _ = call(capsys, [*command, "--rows", "5", "--out", str(file)])
+    sentence, empty, header, *rows = out.splitlines()[:8]
+    assert sentence.startswith("Token ")
+    assert empty == ""
+    assert header.split() == ["layer", "head", "token", "score", "primary", "sink"]
+    scores = [float(row.split()[3]) for row in rows]
+    assert len(rows) == 5
+    assert scores == sorted(scores, reverse=True)
+    assert "The 5 highest of 32 rows, by score; --rows all prints every one." in out
+    kept = json.loads(file.read_text())
+    assert (kept["sentence"], len(kept["table"])) == (sentence, 32)
+    assert file.with_suffix(".svg").exists()
+    _, out, _ = call(capsys, [*command, "--rows", "all", "--out", str(tmp_path / "all.csv")])
+    assert len(out.splitlines()) == 3 + 32 + 3
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 33
+    status, _, err = call(capsys, [*command, "--rows", "few"])
+    assert (status, "--rows 'few'" in err) == (1, True)
     status, _, err = call(capsys, ["probe", FIXTURE, "attention_sinks"])
     assert (status, "give --text FILE" in err) == (1, True)
     status, _, err = call(capsys, [*command, "--mask", "2"])

@@ -78,6 +78,13 @@ def test_a_probe_leaves_a_typed_table_a_figure_and_the_model(name: str, hybrid: 
     table = measured.table()
     assert {column: str(kind) for column, kind in table.dtypes.items()} == dict(measured.columns)
     ET.fromstring(measured.svg())
+    sentence, top = measured.sentence(), measured.top()
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    assert "nan" not in sentence
+    ranks = top[measured.ranked].tolist()
+    assert ranks == sorted(ranks, reverse=True)
+    assert measured.latest is None or set(top[measured.latest]) == {table[measured.latest].max()}
     assert torch.equal(hybrid(input_ids=ids).logits, before)
 
 
@@ -91,6 +98,27 @@ def learnt_run(model: nn.Module, text: Tensor) -> NeedleRun:
     """A question whose right answer is what the model says anyway."""
     answer = greedy_answer(model, NeedleRun(text, (0, 0, 0), (0, 3)), 3)
     return NeedleRun(text, tuple(answer), (5, 8))
+
+
+def test_sentences_hold_the_figures_of_the_table(hybrid: PlaitForCausalLM, ids: Tensor) -> None:
+    sinks = probe(hybrid, "attention_sinks")
+    sinks.run(ids)
+    primary = sinks.table().query("primary")
+    heads = f"{int((primary['score'] > 0.3).sum())} of {len(primary)} heads"
+    assert f"gets {primary['score'].mean():.0%} of the weight" in sinks.sentence()
+    assert heads in sinks.sentence()
+
+    norms = probe(hybrid, "state_norms", step=10)
+    norms.run(ids)
+    table = norms.table()
+    last, half = (table[table["tokens"] == at]["norm"].mean() for at in (40, 20))
+    assert f"norm of {last:.3g} on average, {last / half - 1:+.0%} since 20 tokens" in norms.sentence()
+
+    entropy = probe(hybrid, "attention_entropy")
+    entropy.run(ids)
+    shares = torch.tensor(entropy.shares())
+    assert f"reach {shares.mean():.0%} of the entropy" in entropy.sentence()
+    assert f"({shares.min():.0%}), the widest" in entropy.sentence()
 
 
 # ---- attention sinks

@@ -58,7 +58,7 @@ def score_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def interval_method(values: Sequence[float]) -> str:
-    """How :func:`score_interval` finds the interval: ``Wilson`` or ``bootstrap``; ``none`` where one value shows none."""
+    """How :func:`score_interval` finds it: ``Wilson`` or ``bootstrap``; ``none`` where one value shows no interval."""
     if all(value in (0, 1) for value in values):
         return "Wilson"
     return "bootstrap" if len(values) > 1 else "none"

@@ -58,6 +58,8 @@ class AttentionEntropy(AttentionProbe):
         "uniform": "float64",
         "queries": "int64",
     }
+    ranked = "entropy"
+    latest = "first"
 
     def __init__(self, model: nn.Module, options: Any = None) -> None:
         super().__init__(model, options)
@@ -118,6 +120,18 @@ class AttentionEntropy(AttentionProbe):
             (torch.stack([e for (one, _), e in self._entropy.items() if one == layer]).sum(0) / uniform[layer]).tolist()
             for layer in layers
         ]
+
+    def sentence(self) -> str:
+        shares = torch.tensor(self.shares())
+        layers = sorted({layer for layer, _ in self._entropy})
+        heads = [
+            f"layer {layers[place // shares.shape[1]]}, head {place % shares.shape[1]} ({shares.flatten()[place]:.0%})"
+            for place in (int(shares.argmin()), int(shares.argmax()))
+        ]
+        return (
+            f"Heads reach {float(shares.mean()):.0%} of the entropy of equal weights on average: the narrowest is "
+            f"{heads[0]}, the widest {heads[1]}."
+        )
 
     def svg(self) -> str:
         """Entropy by layer and head, as a share of that of equal weights."""

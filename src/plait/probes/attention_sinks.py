@@ -68,6 +68,7 @@ class AttentionSinks(AttentionProbe):
         "primary": "bool",
         "sink": "bool",
     }
+    ranked = "score"
 
     def __init__(self, model: nn.Module, options: Any = None) -> None:
         super().__init__(model, options)
@@ -129,6 +130,16 @@ class AttentionSinks(AttentionProbe):
             for head, row in enumerate(self._sums[layer] / self._rows[layer])
             for token, score in enumerate(row)
         ]
+
+    def sentence(self) -> str:
+        table = self.table()
+        heads = len(table) // self.options.candidates
+        first = table[table["primary"]]
+        share, above = float(first["score"].mean()), int(first["sink"].sum())
+        where = f"Token {self.primary} gets {share:.0%} of the weight of the queries that see it, on average over heads"
+        return (
+            f"{where}; {above} of {heads} heads give it more than {self.options.threshold:.0%} and have a sink there."
+        )
 
     def svg(self) -> str:
         """The primary sink's score by layer and head."""

@@ -33,6 +33,10 @@ class Probe(ABC):
     Options: ClassVar[type[Options]]
     #: Columns of the table with their pandas types.
     columns: ClassVar[Mapping[str, str]]
+    #: The column by which rows are ranked, the highest first.
+    ranked: ClassVar[str]
+    #: The column of which only the highest value is ranked, such as the tokens read; None: all rows are.
+    latest: ClassVar[str | None] = None
 
     def __init__(self, model: nn.Module, options: Any = None) -> None:
         self.model = model
@@ -55,6 +59,10 @@ class Probe(ABC):
     @abstractmethod
     def records(self) -> Sequence[Mapping[str, Any]]:
         """Rows of the table."""
+
+    @abstractmethod
+    def sentence(self) -> str:
+        """What was found, in one line of plain English."""
 
     @abstractmethod
     def svg(self) -> str:
@@ -81,6 +89,13 @@ class Probe(ABC):
         if not records:
             raise OptionError(f"{type(self).__name__} has seen nothing yet: run the model inside its with block first.")
         return pandas.DataFrame(records, columns=list(self.columns)).astype(dict(self.columns))
+
+    def top(self) -> pandas.DataFrame:
+        """The rows of :meth:`table` by :attr:`ranked`, the highest first."""
+        table = self.table()
+        if self.latest is not None:
+            table = table[table[self.latest] == table[self.latest].max()]
+        return table.sort_values(self.ranked, ascending=False, kind="stable")
 
 
 def probe(model: nn.Module, name: str, **options: Any) -> Probe:

@@ -59,6 +59,8 @@ class LogitGrowth(AttentionProbe):
         "largest_weight": "float64",
         "queries": "int64",
     }
+    ranked = "log_sum_exp"
+    latest = "first"
 
     def __init__(self, model: nn.Module, options: Any = None) -> None:
         super().__init__(model, options)
@@ -102,6 +104,15 @@ class LogitGrowth(AttentionProbe):
             for layer, power in sorted(self._sums)
             for head, (largest, total, weight) in enumerate(self._sums[layer, power] / self._counts[layer, power])
         ]
+
+    def sentence(self) -> str:
+        means = self.table().groupby("first")[["log_sum_exp", "largest_weight"]].mean()
+        start, end = means.iloc[0], means.iloc[-1]
+        return (
+            f"From {means.index[0]:,} to {means.index[-1]:,} or more keys in sight, the log-sum-exp of a head's logits "
+            f"goes from {start['log_sum_exp']:.2f} to {end['log_sum_exp']:.2f} and its largest weight from "
+            f"{start['largest_weight']:.2f} to {end['largest_weight']:.2f}, on average."
+        )
 
     def svg(self) -> str:
         """The mean log-sum-exp of each layer's heads (of eight layers, evenly spaced, where there are more)."""

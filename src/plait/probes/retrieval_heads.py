@@ -73,6 +73,7 @@ class RetrievalHeads(AttentionProbe):
         "answers": "int64",
         "asked": "int64",
     }
+    ranked = "score"
 
     def __init__(self, model: nn.Module, options: Any = None) -> None:
         super().__init__(model, options)
@@ -204,6 +205,15 @@ class RetrievalHeads(AttentionProbe):
             OptionError: always.
         """
         raise OptionError("retrieval_heads needs questions, not a text: use detect with plait.probes.needles.")
+
+    def sentence(self) -> str:
+        table = self.top()
+        best, found = table.iloc[0], int(table["retrieval"].sum())
+        return (
+            f"{found} of {len(table)} heads are retrieval heads (score of {self.options.threshold:g} or more, over "
+            f"{len(self._scores)} right answers of {self.asked}); the highest is layer {best['layer']}, head "
+            f"{best['head']}, with {best['score']:.2f}."
+        )
 
     def svg(self) -> str:
         """Scores by layer and head."""

@@ -54,6 +54,8 @@ class StateNorms(Probe):
         "tokens": "int64",
         "norm": "float64",
     }
+    ranked = "norm"
+    latest = "tokens"
 
     def __init__(self, model: nn.Module, options: Any = None) -> None:
         super().__init__(model, options)
@@ -110,6 +112,17 @@ class StateNorms(Probe):
 
     def records(self) -> Sequence[Mapping[str, Any]]:
         return self._found
+
+    def sentence(self) -> str:
+        means = self.table().groupby("tokens")["norm"].mean()
+        last = int(means.index[-1])
+        half = min(means.index, key=lambda tokens: abs(tokens - last / 2))
+        said = f"After {last:,} tokens a head's state has a norm of {means[last]:.3g} on average"
+        if half == last:
+            return f"{said}; a longer text would show whether it grows."
+        change = means[last] / means[half] - 1
+        word = "has settled" if abs(change) < 0.05 else "still grows" if change > 0 else "shrinks"
+        return f"{said}, {change:+.0%} since {half:,} tokens: it {word}."
 
     def svg(self) -> str:
         """Mean norm of each layer's heads against the tokens read (of eight layers where there are more)."""
