@@ -76,7 +76,7 @@ def test_windows_bound_what_is_seen(build, tokens) -> None:
 @pytest.mark.parametrize("mixer", ["hgrn", "hgrn2"])
 def test_lower_bounds_keep_a_row_for_every_layer(build, tokens, mixer: str) -> None:
     model = build(mixer, "attention", mixer, mixer)
-    (bounds,) = model.model.shared[mixer].values()
+    (bounds,) = model.model.shared[mixer].parameters()
     assert bounds.shape[0] == 4
     model(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
     assert (bounds.grad.abs().sum(1) > 0).all()  # the row of the attention layer through the softmax

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plait.errors import CacheError
 from plait.mixers.attention import attend, attend_documents, count_pairs, visible_softmax
@@ -87,7 +87,9 @@ class MLA(Mixer):
 
     ``c = RMS(W_a x)`` is all that is cached, beside ``k' = rotary(W_r x)``, one key for all heads; each head takes its
     keys and values from it, ``[k | v] = W_b c``. A single new token does not: ``q k^T = (q W_b) c^T``, so its queries
-    meet the latent vectors themselves, and what they read is turned into values at the end.
+    meet the latent vectors themselves, and what they read is turned into values at the end. That needs the matrix
+    ``W_b`` itself; where ``kv_b_proj`` is more than one (an adapter, quantised or kept elsewhere), the new token makes
+    keys and values as well.
     """
 
     Options = MLAOptions
@@ -147,7 +149,7 @@ class MLA(Mixer):
             count_pairs(context, self.layer, q, latent.shape[1], start, None)
         if context.sequence is not None:
             o = context.sequence.attend(q, *self.keys_values(latent, shared), None)
-        elif context.phase == "decode":
+        elif context.phase == "decode" and _is_matrix(self.kv_b_proj):
             o = self._attend_latents(q, latent, shared, start)
         elif context.cu_seqlens is None:
             o = attend(q, *self.keys_values(latent, shared), start, None)
@@ -187,3 +189,11 @@ class MLA(Mixer):
         q = self.queries(x, context)
         k, _ = self.keys_values(*self.latents(x, context))
         return visible_softmax(torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5, context, None)
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    """Whether a module does nothing but multiply with a plain ``weight`` that is at hand."""
+    if type(module) is not nn.Linear or module.bias is not None or "forward" in vars(module):  # as accelerate sets it
+        return False
+    hooks = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
+    return not any(hooks) and not hasattr(module.weight, "__tensor_flatten__")  # as torchao's quantised weights have

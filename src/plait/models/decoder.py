@@ -12,26 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import GenerationMixin, PreTrainedModel
-from transformers import initialization as init
+from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from plait.errors import CacheError, OptionError
-from plait.mixers.base import Mixer
 from plait.mixers.context import Context, Phase
 from plait.mixers.shard import SequenceShard
 from plait.models.cache import CACHE_NAME, PlaitCache, croppable
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.loss import IGNORED, cross_entropy, fits, shifted
 from plait.models.padding import arrange
+from plait.models.pretrained import PlaitPreTrainedModel, SharedParameters
 from plait.models.sharded import count_targets, enter, place_following, sum_loss
-from plait.nn import GatedRMSNorm, RMSNorm, SwiGLU
+from plait.nn import RMSNorm, SwiGLU
 
 
 class Block(nn.Module):
@@ -75,24 +72,6 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class SharedParameters(nn.ParameterDict):
-    """Parameters that the model holds once for all layers of one type, such as HGRN's lower bounds."""
-
-    def __init__(self, config: PlaitConfig, spec: LayerSpec) -> None:
-        super().__init__()
-        self.dims, self.spec = config.dims, spec
-        for name, value in self._initial().items():
-            self[name] = nn.Parameter(value)
-
-    def _initial(self) -> dict[str, Tensor]:
-        return self.spec.type.shared_parameters(self.dims, self.spec.options)
-
-    def init_parameters(self) -> None:
-        """Back to the initial values."""
-        for name, value in self._initial().items():
-            init.copy_(self[name], value)
-
-
 @dataclass
 class PlaitModelOutput(BaseModelOutputWithPast):
     """Output of :class:`PlaitModel`.
@@ -106,58 +85,6 @@ class PlaitModelOutput(BaseModelOutputWithPast):
     losses: dict[str, Tensor] | None = None
     cu_seqlens: Tensor | None = None
     sequence: SequenceShard | None = None
-
-
-class PlaitPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation."""
-
-    config: PlaitConfig
-    config_class = PlaitConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
-    _supports_sdpa = True
-
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Embedding):
-            init.normal_(module.weight, 0.0, self.config.embedding_range or std)
-        elif isinstance(module, (nn.Linear, nn.Conv1d)):
-            init.normal_(module.weight, 0.0, std)
-            bias = getattr(module, "bias", None)
-            if bias is not None:
-                init.zeros_(bias)
-        elif isinstance(module, (RMSNorm, GatedRMSNorm)):
-            init.ones_(module.weight)
-        elif isinstance(module, SharedParameters):
-            module.init_parameters()
-        elif isinstance(module, Mixer):
-            own = dict(module.named_parameters(recurse=False))
-            loaded = {n: p.detach().clone() for n, p in own.items() if getattr(p, "_is_hf_initialized", False)}
-            module.init_parameters(std)
-            with torch.no_grad():  # a mixer does not know which of its parameters came from a file
-                for name, value in loaded.items():
-                    own[name].copy_(value)
-
-    def _set_gradient_checkpointing(
-        self,
-        enable: bool = True,
-        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
-        every_n_layers: int = 1,
-    ) -> None:
-        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
-            raise OptionError(
-                "Gradient checkpointing with use_reentrant=True would lose gradients of parameters that layers share; "
-                "pass gradient_checkpointing_kwargs={'use_reentrant': False}."
-            )
-        if gradient_checkpointing_func is checkpoint:
-            gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
-        """Nothing: the bridge module in a saved folder already says where the class is."""
 
 
 class PlaitModel(PlaitPreTrainedModel):
@@ -174,7 +101,7 @@ class PlaitModel(PlaitPreTrainedModel):
         self.layers = nn.ModuleList(Block(config, spec, index) for index, spec in enumerate(specs))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         tables = {name: SharedParameters(config, spec) for name, spec in {spec.name: spec for spec in specs}.items()}
-        self.shared = nn.ModuleDict({name: table for name, table in tables.items() if len(table)})
+        self.shared = nn.ModuleDict({name: table for name, table in tables.items() if table()})
         self.gradient_checkpointing = False
         self._empty = [block.attn.new_state() for block in self.layers]  # type: ignore[operator, union-attr]
         self.post_init()
@@ -260,7 +187,7 @@ class PlaitModel(PlaitPreTrainedModel):
     def shared_by(self, block: nn.Module) -> dict[str, Tensor]:
         """The model-level parameters that a block's mixer reads, by name."""
         name = block.layer_type
-        return dict(self.shared[name].items()) if name in self.shared else {}  # type: ignore[index, operator]
+        return self.shared[name]() if name in self.shared else {}  # type: ignore[index, operator]
 
     def _cache(self, cache: PlaitCache | None, use_cache: bool | None) -> PlaitCache | None:
         """The cache that the caller gives or asks for."""
@@ -492,4 +419,4 @@ def _check_other_arguments(kwargs: dict[str, Any], cu_seqlens: Tensor | None) ->
     return borders if cu_seqlens is None else cu_seqlens
 
 
-__all__ = ["Block", "PlaitForCausalLM", "PlaitModel", "PlaitModelOutput", "PlaitPreTrainedModel"]
+__all__ = ["Block", "PlaitForCausalLM", "PlaitModel", "PlaitModelOutput"]

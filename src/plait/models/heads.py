@@ -10,8 +10,9 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from plait.errors import OptionError
 from plait.models.configuration import PlaitConfig
-from plait.models.decoder import PlaitModel, PlaitPreTrainedModel
+from plait.models.decoder import PlaitModel
 from plait.models.loss import IGNORED, cross_entropy
+from plait.models.pretrained import PlaitPreTrainedModel
 from plait.nn import RMSNorm
 
 _LONGEST_PERIOD = 10_000.0

@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from plait.mixers.context import Context
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.cost import count_parameters
-from plait.models.decoder import Block, SharedParameters
+from plait.models.decoder import Block
 from plait.models.loss import PIECE_BYTES, PLAIN_BYTES, cross_entropy, fits
+from plait.models.pretrained import SharedParameters
 from plait.nn import RMSNorm
 from plait.ops import backend
 from plait.planner.allocations import Allocations
@@ -160,7 +161,7 @@ def _block(config: PlaitConfig, spec: LayerSpec, setting: TrainingSetting) -> Fo
         if setting.checkpointing:
             block.gradient_checkpointing = True
             block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        shared = dict(SharedParameters(config, spec).items())
+        shared = SharedParameters(config, spec)()
         x = torch.empty(setting.batch, setting.length, config.hidden_size, requires_grad=True)
         context = Context.plain(x)
         with torch.no_grad(), _precision(setting):

@@ -24,8 +24,8 @@ from plait.data import build as build_data
 from plait.devices import default_device
 from plait.errors import OptionError
 from plait.models import PlaitForCausalLM
-from plait.models.decoder import PlaitPreTrainedModel
 from plait.models.heads import AutoencoderForCompression
+from plait.models.pretrained import PlaitPreTrainedModel
 from plait.training import metrics, sharding
 from plait.training.architecture import build_model_config
 from plait.training.batches import share

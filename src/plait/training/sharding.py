@@ -30,8 +30,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from plait.errors import TrainingError
-from plait.models.decoder import PlaitPreTrainedModel
 from plait.models.loading import SHARDED_FOLDER
+from plait.models.pretrained import PlaitPreTrainedModel
 from plait.training.optimiser import parameter_groups
 
 OPTIMISER_FILE = "optimizer.pt"

@@ -197,7 +197,7 @@ def test_lower_bounds_have_a_row_for_every_layer(build: Build, tokens: Tokens, t
     model = model_of(build, mixer, hybrid=True)
     save_fla(model, tmp_path)
     weights = weights_of(tmp_path)
-    assert torch.equal(weights["model.lower_bounds"], next(iter(model.model.shared[mixer].values())))
+    assert torch.equal(weights["model.lower_bounds"], next(model.model.shared[mixer].parameters()))
     before = load_fla(tmp_path)(tokens(1, 9)).logits
     for row in range(3):
         changed = weights["model.lower_bounds"].clone()

@@ -1,0 +1,92 @@
+"""What every plait model shares: loading, saving, initialisation and gradient checkpointing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from plait.errors import OptionError
+from plait.mixers.base import Mixer
+from plait.models.configuration import LayerSpec, PlaitConfig
+from plait.nn import GatedRMSNorm, RMSNorm
+
+
+class SharedParameters(nn.Module):
+    """Parameters that the model holds once for all layers of one type, such as HGRN's lower bounds."""
+
+    def __init__(self, config: PlaitConfig, spec: LayerSpec) -> None:
+        super().__init__()
+        self.dims, self.spec = config.dims, spec
+        for name, value in self._initial().items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def forward(self) -> dict[str, Tensor]:
+        """The parameters by name. Call the module for them: a tool that keeps weights elsewhere brings them then."""
+        return dict(self.named_parameters())
+
+    def _initial(self) -> dict[str, Tensor]:
+        return self.spec.type.shared_parameters(self.dims, self.spec.options)
+
+    def init_parameters(self) -> None:
+        """Back to the initial values."""
+        for name, value in self._initial().items():
+            init.copy_(getattr(self, name), value)
+
+
+class PlaitPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation."""
+
+    config: PlaitConfig
+    config_class = PlaitConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, 0.0, self.config.embedding_range or std)
+        elif isinstance(module, (nn.Linear, nn.Conv1d)):
+            init.normal_(module.weight, 0.0, std)
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                init.zeros_(bias)
+        elif isinstance(module, (RMSNorm, GatedRMSNorm)):
+            init.ones_(module.weight)
+        elif isinstance(module, SharedParameters):
+            module.init_parameters()
+        elif isinstance(module, Mixer):
+            own = dict(module.named_parameters(recurse=False))
+            loaded = {n: p.detach().clone() for n, p in own.items() if getattr(p, "_is_hf_initialized", False)}
+            module.init_parameters(std)
+            with torch.no_grad():  # a mixer does not know which of its parameters came from a file
+                for name, value in loaded.items():
+                    own[name].copy_(value)
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise OptionError(
+                "Gradient checkpointing with use_reentrant=True would lose gradients of parameters that layers share; "
+                "pass gradient_checkpointing_kwargs={'use_reentrant': False}."
+            )
+        if gradient_checkpointing_func is checkpoint:
+            gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: the bridge module in a saved folder already says where the class is."""
