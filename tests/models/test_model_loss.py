@@ -58,7 +58,7 @@ def test_pieces_equal_the_whole(model, tokens, monkeypatch: pytest.MonkeyPatch, 
     expected = gradients(model)
     monkeypatch.setattr(module, "PLAIN_BYTES", 0)
     monkeypatch.setattr(module, "PIECE_BYTES", piece)
-    pieces = model(ids, labels=labels)
+    pieces = model(ids, labels=labels, skip_logits=True)
     pieces.loss.backward()
     torch.testing.assert_close(pieces.loss, plain.loss)
     assert pieces.logits is None
@@ -67,6 +67,19 @@ def test_pieces_equal_the_whole(model, tokens, monkeypatch: pytest.MonkeyPatch, 
     kept = model(ids, labels=labels, logits_to_keep=2)
     torch.testing.assert_close(kept.logits, plain.logits[:, -2:])
     torch.testing.assert_close(kept.loss, plain.loss)
+
+
+def test_evaluation_returns_large_logits_and_training_does_not(model, tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, labels = tokens(3, 8), labelled(tokens)
+    plain = model(ids, labels=labels)
+    monkeypatch.setattr(module, "PLAIN_BYTES", 0)
+    monkeypatch.setattr(module, "PIECE_BYTES", 61 * 4 * 5)
+    large = model(ids, labels=labels)
+    assert torch.equal(large.logits, plain.logits)
+    torch.testing.assert_close(large.loss, plain.loss)
+    model.train()
+    assert model(ids, labels=labels).logits is None
+    assert torch.equal(model(ids, labels=labels, skip_logits=False).logits, plain.logits)
 
 
 def test_large_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedConfig
 
 from plait.errors import OptionError
 from plait.models import PlaitConfig
@@ -73,3 +74,32 @@ def test_feed_forward_width() -> None:
     assert PlaitConfig(hidden_size=1024).mlp_size == 2816
     assert PlaitConfig(hidden_size=2048).mlp_size == 5632
     assert PlaitConfig(hidden_size=2048, intermediate_size=77).mlp_size == 77
+
+
+def test_transformers_reads_the_file_without_plaits_class(tmp_path: Path) -> None:
+    """As its Trainer does before it resumes."""
+    config = PlaitConfig(layer_types=["hgrn", "local", "attention"], mixers={"local": {"mixer": "gla"}})
+    config.save_pretrained(tmp_path)
+    plain = PreTrainedConfig.from_json_file(tmp_path / "config.json")
+    assert plain.layer_plan == ["hgrn", "local", "attention"]
+    assert PlaitConfig.from_json_file(tmp_path / "config.json").layers() == config.layers()
+    changed = PlaitConfig.from_pretrained(tmp_path, layer_types=["gla"], num_hidden_layers=1)
+    assert changed.layer_types == ["gla"]
+    with pytest.raises(OptionError, match="the same thing"):
+        PlaitConfig(layer_types=["gla"], layer_plan=["hgrn"])
+
+
+def test_sizes_of_softmax_attention_under_the_names_of_transformers(tmp_path: Path) -> None:
+    mixers = {"attention": {"num_heads": 4, "num_kv_heads": 2}}
+    config = PlaitConfig(layer_types=["gla", "attention"], mixers=mixers, hidden_size=64)
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    assert {name: getattr(config, name) for name in sizes} == sizes
+    assert config.to_dict().items() >= sizes.items()
+    config.save_pretrained(tmp_path)
+    wider = {"attention": {"num_heads": 8, "num_kv_heads": 2}}
+    assert PlaitConfig.from_pretrained(tmp_path, mixers=wider).num_attention_heads == 8
+    with pytest.raises(OptionError, match=r"num_attention_heads=8 .*mixers \(4\)"):
+        PlaitConfig(layer_types=["attention"], mixers=mixers, hidden_size=64, num_attention_heads=8)
+    linear = PlaitConfig(layer_types=["gla"])
+    assert not hasattr(linear, "num_attention_heads")
+    assert "head_dim" not in linear.to_dict()

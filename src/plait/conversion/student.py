@@ -15,6 +15,7 @@ from plait.errors import OptionError
 from plait.mixers.attention import Attention, AttentionOptions
 from plait.models import PlaitConfig, PlaitForCausalLM
 from plait.models.checkpoints import from_transformers
+from plait.models.configuration import ATTENTION_SIZES
 
 #: Entry of ``layer_types`` for layers that stay attention.
 KEPT = "attention"
@@ -67,7 +68,7 @@ def hybrid_config(
         )
     changes = {} if unchanged else recipe.kept(options)
     values = teacher.config.to_dict()
-    for key in ("architectures", "auto_map", "dtype", "model_type", "transformers_version"):
+    for key in ("architectures", "auto_map", "dtype", "model_type", "transformers_version", *ATTENTION_SIZES):
         values.pop(key, None)
     layers = range(len(teacher.model.layers))
     values["layer_types"] = [KEPT if index in kept else twin for index in layers]

@@ -1,6 +1,7 @@
 """Hybrid models: configuration, layer plans, decoder, cache, cost; importing this registers the Auto classes."""
 
 from plait.models.cache import CacheSnapshot, PlaitCache
+from plait.models.classification import PlaitForSequenceClassification, PlaitForTokenClassification
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.cost import LayerCost, count_parameters, layer_costs, plan_cost
 from plait.models.decoder import PlaitForCausalLM, PlaitModel
@@ -18,6 +19,8 @@ __all__ = [
     "PlaitCache",
     "PlaitConfig",
     "PlaitForCausalLM",
+    "PlaitForSequenceClassification",
+    "PlaitForTokenClassification",
     "PlaitModel",
     "count_parameters",
     "full_layers",

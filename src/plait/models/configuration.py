@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from dataclasses import dataclass, fields
@@ -32,10 +33,24 @@ _FOREIGN_KEYS = {
     "torch_dtype",
 }
 
+#: What ``config.json`` calls ``layer_types``: transformers checks its own key for words that it knows, also where it
+#: reads the file without plait's class, as its Trainer does before it resumes.
+PLAN_KEY = "layer_plan"
+
+#: Sizes of softmax attention that tools look for under the names of transformers; they follow from ``mixers``.
+ATTENTION_SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim")
+
 #: A saved folder carries this module, so that loaders which know only ``trust_remote_code`` find the classes.
 BRIDGE_MODULE = "plait_model"
-_BRIDGE = "from plait.models import PlaitConfig, PlaitForCausalLM, PlaitModel  # needs: pip install plait\n"
-_BRIDGE += '__all__ = ["PlaitConfig", "PlaitForCausalLM", "PlaitModel"]\n'
+_AUTO_CLASSES = {
+    "AutoConfig": "PlaitConfig",
+    "AutoModel": "PlaitModel",
+    "AutoModelForCausalLM": "PlaitForCausalLM",
+    "AutoModelForSequenceClassification": "PlaitForSequenceClassification",
+    "AutoModelForTokenClassification": "PlaitForTokenClassification",
+}
+_NAMES = sorted(_AUTO_CLASSES.values())
+_BRIDGE = f"from plait.models import {', '.join(_NAMES)}  # needs: pip install plait\n\n__all__ = {_NAMES}\n"
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,7 @@ class PlaitConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights.
         embedding_range: that of the embedding; None: ``initializer_range``, as published. Mixers without an output gate
             (DeltaNet, HGRN2) write rows of length one from the start, beside which an embedding of 0.02 is drowned.
+        classifier_dropout: dropout before the head that classifies tokens.
         use_cache: return a cache from forward passes outside training.
         max_position_embeddings: longest sequence seen in training; for tools that ask, nothing depends on it.
         bos_token_id, eos_token_id, pad_token_id: special tokens.
@@ -95,6 +111,7 @@ class PlaitConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     embedding_range: float | None = None
+    classifier_dropout: float = 0.1
     use_cache: bool = True
     max_position_embeddings: int = 2048
     bos_token_id: int | None = None
@@ -103,6 +120,9 @@ class PlaitConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         known = [field.name for field in fields(self)]
+        sizes = {key: kwargs.pop(key) for key in ATTENTION_SIZES if key in kwargs}
+        if PLAN_KEY in kwargs:
+            self.layer_types = _same_plan(kwargs.pop(PLAN_KEY), self.layer_types)
         for key in kwargs:
             if key not in _FOREIGN_KEYS and not key.startswith("_"):
                 raise OptionError(f"PlaitConfig has no option {key!r}.{nearest(key, known)}")
@@ -118,6 +138,11 @@ class PlaitConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.layer_types = plan  # transformers renames "attention" to its own word
         self.validate()
+        for key, value in sizes.items():
+            found = getattr(self, key, None)
+            if value != found:
+                where = "the options of the first softmax attention in mixers" if found else "no layer of layer_types"
+                raise OptionError(f"{key}={value!r} does not fit: it follows from {where} ({found}). Set it there.")
 
     def validate(self) -> None:
         """Check every field.
@@ -193,6 +218,28 @@ class PlaitConfig(PreTrainedConfig):
         assert self.num_hidden_layers is not None
         return Dims(self.hidden_size, self.num_hidden_layers, self.norm_eps)
 
+    def _attention_size(self, index: int) -> int:
+        """From the first layer of softmax attention; a plan without one has no such attribute."""
+        for spec in self.layers():
+            if spec.mixer == "attention":
+                return spec.options.heads(self.dims)[index]
+        raise AttributeError(f"No layer of this plan is softmax attention, so it has no {ATTENTION_SIZES[index]}.")
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads of the first layer of softmax attention."""
+        return self._attention_size(0)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key and value heads of the first layer of softmax attention."""
+        return self._attention_size(1)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head of the first layer of softmax attention."""
+        return self._attention_size(2)
+
     @property
     def mlp_size(self) -> int:
         """Inner width of the feed-forward: ``intermediate_size``, or what ``hidden_ratio`` gives."""
@@ -201,16 +248,31 @@ class PlaitConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; keys that other tools added to a saved file are named in a warning and dropped."""
-        known = {field.name for field in fields(cls)} | _FOREIGN_KEYS
+        known = {field.name for field in fields(cls)} | _FOREIGN_KEYS | {PLAN_KEY, *ATTENTION_SIZES}
         foreign = sorted(key for key in config_dict if key not in known and not key.startswith("_"))
         if foreign:
             logger.warning("config.json has keys that plait does not know and ignores: %s.", ", ".join(foreign))
-        return super().from_dict({key: value for key, value in config_dict.items() if key not in foreign}, **kwargs)
+        values = {key: value for key, value in config_dict.items() if key not in foreign}
+        if PLAN_KEY in values:
+            values["layer_types"] = _same_plan(values.pop(PLAN_KEY), values.get("layer_types"))
+        return super().from_dict(values, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with the sizes of softmax attention where the plan has some."""
+        sizes = {name: getattr(self, name, None) for name in ATTENTION_SIZES}
+        return super().to_dict() | {name: size for name, size in sizes.items() if size is not None}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """What ``config.json`` holds: as in transformers, with the plan under ``layer_plan``."""
+        values = json.loads(super().to_json_string(use_diff=use_diff))
+        values[PLAN_KEY] = values.pop("layer_types")
+        for name in ATTENTION_SIZES:  # mixers says them already
+            values.pop(name, None)
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As in transformers, plus a two-line module for loaders that know only ``trust_remote_code``."""
-        classes = {"AutoConfig": "PlaitConfig", "AutoModel": "PlaitModel", "AutoModelForCausalLM": "PlaitForCausalLM"}
-        self.auto_map = {auto: f"{BRIDGE_MODULE}.{name}" for auto, name in classes.items()}
+        self.auto_map = {auto: f"{BRIDGE_MODULE}.{name}" for auto, name in _AUTO_CLASSES.items()}
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{BRIDGE_MODULE}.py").write_text(_BRIDGE, encoding="utf-8")
@@ -219,6 +281,13 @@ class PlaitConfig(PreTrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
         """Nothing: the bridge module already says where the class is, and transformers would copy this file."""
+
+
+def _same_plan(plan: list[str], layer_types: list[str] | None) -> list[str]:
+    """The plan under either of its names."""
+    if layer_types is not None and list(layer_types) != list(plan):
+        raise OptionError(f"{PLAN_KEY} and layer_types are the same thing, and here they differ: give one of them.")
+    return plan
 
 
 def _positive(name: str, value: Any, kind: Any) -> None:

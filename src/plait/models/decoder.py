@@ -263,7 +263,6 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         past_key_values: PlaitCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         use_cache: bool | None = None,
         cu_seqlens: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -271,6 +270,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache: PlaitCache | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Logits, and the loss if there are labels.
@@ -282,8 +282,6 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
                 ``DataCollatorWithFlattening``; without restarts they may be shifted by a constant.
             past_key_values: cache of what came before; it is updated in place.
             labels: ``(B, T)``, compared with the logits one position earlier; -100 is not counted.
-            shift_labels: ``(B, T)`` targets aligned with the inputs, in place of ``labels``. The Trainer of
-                transformers counts targets only in batches that have ``labels`` too: give both when it accumulates.
             use_cache: return a cache; by default ``config.use_cache`` outside training, unless there are targets.
             cu_seqlens: ``(N + 1,)`` borders of the documents packed into the rows laid end to end. State and
                 positions restart at each border, and no token is predicted from another document.
@@ -293,15 +291,20 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
             return_dict: False for a tuple.
             cache: what transformers calls ``past_key_values`` since 5.24; either name does, and the output has the
                 name that the installed transformers uses.
+            skip_logits: with targets, return no logits and never hold them all; None: do so in training where they
+                would take more than ``loss.PLAIN_BYTES`` in fp32.
+            kwargs: ``shift_labels`` ``(B, T)``, targets aligned with the inputs, in place of ``labels`` (by keyword,
+                since transformers' Trainer takes every named argument with "label" for one that each batch has); and
+                what transformers' collators call ``cu_seqlens``.
 
         Returns:
-            ``loss``, ``logits`` ``(B, T, vocab)``, the cache, ``hidden_states``. With targets, and when
-            the fp32 logits would exceed ``loss.PLAIN_BYTES``, ``logits`` is None unless ``logits_to_keep`` asks.
+            ``loss``, ``logits`` ``(B, T, vocab)`` or None, the cache, ``hidden_states``.
 
         Raises:
             OptionError: arguments that do not fit together.
             CacheError: a cache of another model, or together with gradient checkpointing.
         """
+        shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
         with_loss = labels is not None or shift_labels is not None
         cache = _one_of(past_key_values, cache)
         if use_cache is None and with_loss and cache is None:
@@ -320,9 +323,10 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         )
         hidden = output.last_hidden_state
         everything = isinstance(logits_to_keep, int) and logits_to_keep == 0
-        small = fits(hidden[..., 0].numel(), self.config.vocab_size)
+        if skip_logits is None:
+            skip_logits = self.training and not fits(hidden[..., 0].numel(), self.config.vocab_size)
         logits = None
-        if not (everything and with_loss and not small):
+        if not (everything and with_loss and skip_logits):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden if everything else hidden[:, kept])
         loss = None

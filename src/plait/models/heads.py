@@ -85,6 +85,7 @@ class AutoencoderForCompression(PlaitPreTrainedModel):
         shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         use_cache: bool | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
         """Logits of the whole row, and the loss if there are targets.
@@ -93,7 +94,7 @@ class AutoencoderForCompression(PlaitPreTrainedModel):
             input_ids: ``(B, T)``, without padding and with one document a row: the last token ends it.
             shift_labels: ``(B, T)`` targets aligned with the inputs; -100 is not counted.
             num_items_in_batch: divide the summed loss by this instead of by the targets in this call.
-            use_cache: for callers of language models; there is never a cache.
+            use_cache, skip_logits: for callers of language models; there is never a cache, and always logits.
 
         Returns:
             ``loss``, and ``logits`` ``(B, T, vocab)``.

@@ -9,10 +9,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from plait.errors import OptionError, PlaitError
+from plait.models.classification import PlaitForSequenceClassification, PlaitForTokenClassification
 from plait.models.configuration import PlaitConfig
 from plait.models.decoder import PlaitForCausalLM, PlaitModel
 from plait.models.heads import AutoencoderForCompression
@@ -27,6 +37,10 @@ def register() -> None:
     AutoConfig.register(PlaitConfig.model_type, PlaitConfig, exist_ok=True)
     AutoModel.register(PlaitConfig, PlaitModel, exist_ok=True)
     AutoModelForCausalLM.register(PlaitConfig, PlaitForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(PlaitConfig, PlaitForSequenceClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(PlaitConfig, PlaitForTokenClassification, exist_ok=True)
+    # transformers' Trainer shifts smoothed labels by one token only for causal models that this table names
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[PlaitConfig.model_type] = PlaitForCausalLM.__name__
 
 
 def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedModel, Tokenizer | None]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 #: Target value that is not counted.
@@ -46,7 +46,8 @@ def cross_entropy(
 ) -> Tensor:
     """Cross entropy of ``head(hidden)`` against ``targets``.
 
-    Large logits are made in pieces of at most ``PIECE_BYTES`` and made again for the backward pass.
+    Large logits are made (or, if they exist, widened) in pieces of at most ``PIECE_BYTES`` and once more for the
+    backward pass.
 
     Args:
         head: the output head, ``(N, d) -> (N, vocab)``.
@@ -59,9 +60,11 @@ def cross_entropy(
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs); 0 when no target counts.
     """
+    if logits is not None:
+        head, hidden = nn.Identity(), logits
     flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    if logits is not None or fits(len(targets), vocab_size):
-        total = _sum(head(flat) if logits is None else logits.reshape(len(targets), -1), targets)
+    if fits(len(targets), vocab_size):
+        total = _sum(head(flat), targets)
     else:
         rows = max(1, PIECE_BYTES // (4 * vocab_size))
         pieces = [

@@ -252,7 +252,8 @@ class PlaitTrainer(Trainer):
                 # a process without rows runs one that does not count: a sharded model needs all of them
                 batch = forward_arguments([rows[index] for index in mine or range(1)])
                 targets = int((batch["shift_labels"] != IGNORED).sum()) if mine else 0
-                total += self.compute_loss(self.network, self._prepare_inputs(batch)).item() * targets
+                inputs = self._prepare_inputs(batch) | {"skip_logits": True}
+                total += self.compute_loss(self.network, inputs).item() * targets
                 count += targets
         if self.sharded:
             self.network.reshard()  # type: ignore[operator]  # only a backward pass would do it
