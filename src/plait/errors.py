@@ -37,6 +37,10 @@ class TrainingError(PlaitError, RuntimeError):
     """Training cannot go on (a loss that is not finite, a checkpoint that does not fit)."""
 
 
+class FolderInUse(PlaitError, RuntimeError):
+    """A folder that another process is writing; the message says which."""
+
+
 class StudyError(PlaitError, RuntimeError):
     """A study file or folder that cannot be run or reported."""
 

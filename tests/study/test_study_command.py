@@ -106,4 +106,4 @@ def test_report_of_a_damaged_result_names_the_file(file: Path) -> None:
     store.begin(trial)
     (store.path(trial) / "result.json").write_text("{", encoding="utf-8")
     result = CliRunner().invoke(app, ["report", str(file)])
-    assert f"{trial.hash}/result.json cannot be read" in str(result.exception)
+    assert f"{trial.hash}/result.json is not valid JSON" in str(result.exception)

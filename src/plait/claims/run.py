@@ -12,6 +12,7 @@ from plait.claims.contract import Announce, Claim, Evidence
 from plait.claims.page import page
 from plait.drawing.lines import lines_svg
 from plait.errors import StudyError
+from plait.storage.locks import sole_writer
 from plait.training.checkpoint import write_json
 
 EVIDENCE_FILE = "evidence.json"
@@ -38,10 +39,14 @@ def run_claim(name: str, folder: Path, announce: Announce = lambda line: None) -
 
     Raises:
         CatalogError: there is no such claim.
+        FolderInUse: another process writes in ``folder``.
     """
     claim = load_claim(name)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with sole_writer(Path(folder), "plait claim run"):
+        return _run(name, claim, Path(folder), announce)
+
+
+def _run(name: str, claim: Claim, folder: Path, announce: Announce) -> Evidence:
     measured = claim.measure(folder, announce)
     verdict, seen = claim.decide(measured.data)
     evidence = Evidence(

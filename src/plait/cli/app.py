@@ -11,6 +11,7 @@ from importlib import import_module
 
 import typer
 
+from plait.cli.interruption import termination_interrupts
 from plait.errors import PlaitError
 
 #: Command name -> (module, one line of help). A module holds a function ``command`` or a typer app ``app``.
@@ -20,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("plait.cli.doctor", "Show versions, devices and backends, with the mend for each."),
     "explain": ("plait.cli.explain", "Show a model layer by layer: code path, parameters, state, cost."),
     "train": ("plait.cli.train", "Train a model from a run file; resumes where it stopped."),
+    "runs": ("plait.cli.runs", "List the runs of a folder, or compare some of them."),
     "eval": ("plait.cli.evaluate", "Measure a model: loss, in-context recall, decode speed."),
     "compare": ("plait.cli.compare", "Compare two measured models on the same samples."),
     "generate": ("plait.cli.generate", "Continue a prompt with a model."),
@@ -82,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; always ends in :class:`SystemExit` with the status of this module's first lines."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        build(arguments)(args=arguments, prog_name="plait")
+        with termination_interrupts():
+            build(arguments)(args=arguments, prog_name="plait")
     except PlaitError as error:
         typer.echo(f"plait: {error}", err=True)
         sys.exit(1)

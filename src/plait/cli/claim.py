@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from plait.cli.interruption import says_how_to_go_on
 from plait.cli.output import print_json, print_table
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -50,7 +51,8 @@ def run(name: Name, out: Folder = None, as_json: Json = False) -> None:
 
     load_claim(name)
     folder = out or Path("runs") / "claims" / name
-    evidence = run_claim(name, folder, announce=lambda line: typer.echo(line, err=True))
+    with says_how_to_go_on():
+        evidence = run_claim(name, folder, announce=lambda line: typer.echo(line, err=True))
     if as_json:
         print_json(evidence.model_dump(mode="json"))
         return

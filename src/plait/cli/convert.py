@@ -39,9 +39,10 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Convert a pretrained transformer into a hybrid; the same command goes on where it stopped."""
+    from plait.cli.interruption import says_how_to_go_on
     from plait.conversion.run import convert
 
-    try:
+    with says_how_to_go_on("Stopped; the same command goes on from the last checkpoint."):
         result = convert(
             model,
             recipe,
@@ -57,9 +58,6 @@ def command(
             seed=seed,
             announce=lambda line: typer.echo(line, err=True),
         )
-    except KeyboardInterrupt:
-        typer.echo("\nplait: Stopped; the same command goes on from the last checkpoint.", err=True)
-        raise typer.Exit(130) from None
     if as_json:
         print_json(result.report)
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from plait.cli.interruption import says_how_to_go_on
 from plait.cli.output import interval_notes, print_json, print_table
 from plait.errors import OptionError
 
@@ -78,7 +79,8 @@ def measure_suites(
         raise OptionError(f"--batch-size {batch_size!r} must be a whole number of at least 1, or auto.")
     size: Any = "auto" if batch_size in (None, "auto") else int(batch_size or 0)
     folder = results_folder(model) if out is None else Path(out)
-    with under.applied(open_subject(model)) as subject:
+    again = f"Stopped; the same command goes on: what is measured is kept in {folder}."
+    with says_how_to_go_on(again), under.applied(open_subject(model)) as subject:
         wanted = [
             one
             for section in chosen.sections(data_dir)

@@ -16,10 +16,12 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train a fixture's models, save and measure them; resumes where it stopped."""
+    from plait.cli.interruption import says_how_to_go_on
     from plait.evaluation.fixtures import build, read_recipe
 
     folder = Path(out) if out is not None else Path("runs") / f"fixture-{Path(name).stem}"
-    scores = build(read_recipe(name), folder, announce=lambda line: typer.echo(line, err=True))
+    with says_how_to_go_on():
+        scores = build(read_recipe(name), folder, announce=lambda line: typer.echo(line, err=True))
     if as_json:
         print_json({"folder": str(folder), "scores": scores})
         return

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from plait.cli.interruption import says_how_to_go_on
 from plait.cli.options import integers
 from plait.cli.output import interval_notes, print_json, print_table
 from plait.errors import OptionError
@@ -38,7 +39,8 @@ def command(
     grid = Grid(_names(policies), _shares(budgets), _names(tasks), integers(lengths, "lengths"), limit)
     folder = out or Path("runs") / "frontier"
     subject = open_subject(model)
-    points = frontier(subject, grid, folder, Batches("auto", subject.device))
+    with says_how_to_go_on(f"Stopped; the same command goes on: what is measured is kept in {folder}."):
+        points = frontier(subject, grid, folder, Batches("auto", subject.device))
     folder.mkdir(parents=True, exist_ok=True)
     header = ["task", "policy", "budget", "score", "95 % interval", "method", "prefill", "decode", "cache"]
     rows = [

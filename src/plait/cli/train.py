@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plait.cli.output import print_json, quantity
 from plait.errors import OptionError
+
+if TYPE_CHECKING:
+    from plait.training.config import RunConfig
 
 
 def command(
@@ -18,10 +22,15 @@ def command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Dotted key, such as training.steps=100.")
     ] = None,
+    init_from: Annotated[
+        str | None, typer.Option(metavar="RUN|MODEL", help="Start from the weights of this run or saved model.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure a finished run again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a model from a run file, then measure it; resumes where it stopped.
 
+    A finished run keeps its result, unless its evaluate section has changed. A larger training.steps goes on with it.
     Exit status 130 after Ctrl-C: a checkpoint was saved, and the same command goes on from it.
     For several devices: torchrun --nproc-per-node N -m plait train CONFIG.yaml.
     """
@@ -29,23 +38,15 @@ def command(
 
     run = validated(RunConfig, with_overrides(read_yaml(config), overrides or []), str(config))
 
-    from plait.cli.evaluate import print_evaluation
-    from plait.evaluation.run import train_and_evaluate
-    from plait.training.checkpoint import write_json
-    from plait.training.runner import Interrupted, train
+    from plait.cli.interruption import says_how_to_go_on
 
     folder = out or Path("runs") / run.name
-    first = int(os.environ.get("RANK", 0)) == 0  # set by torchrun and accelerate
-    try:
-        if not first:
-            train(run, folder, progress=False)
-            return
-        result = train_and_evaluate(run, folder, announce=lambda line: typer.echo(line, err=True))
-    except Interrupted as stop:
-        if first:
-            typer.echo(f"\nplait: {stop}", err=True)
-        raise typer.Exit(130) from None
-    write_json(folder / "result.json", result)
+    with says_how_to_go_on(f"Stopped; the same command goes on with {folder} from its last checkpoint."):
+        result = _result(run, folder, again, init_from)
+    if result is None:
+        return
+    from plait.cli.evaluate import print_evaluation
+
     if as_json:
         print_json(result)
         return
@@ -54,6 +55,36 @@ def command(
         f"Trained on {quantity(spent['tokens'])} tokens in {spent['seconds']:.0f} s; the model is in {folder}/model."
     )
     print_evaluation(result["evaluation"])
+
+
+def _result(run: RunConfig, folder: Path, again: bool, init_from: str | None) -> dict[str, Any] | None:
+    """The kept result of a finished run, or that of a run trained and measured now; None in all processes but one."""
+    from plait.storage.locks import sole_writer
+    from plait.training.checkpoint import write_json
+    from plait.training.folder import RESULT_FILE, kept_result
+
+    first = int(os.environ.get("RANK", 0)) == 0  # set by torchrun and accelerate
+    with sole_writer(folder, "plait train") if first else nullcontext():
+        kept = None if again else kept_result(folder, run)
+        if kept is not None:
+            if first:
+                steps = kept["config"]["training"]["steps"]
+                typer.echo(
+                    f"The run in {folder} has finished with {steps:,} steps; this is its result, unchanged. --again "
+                    "measures it again, a larger training.steps goes on.",
+                    err=True,
+                )
+            return kept if first else None
+
+        from plait.evaluation.run import train_and_evaluate
+        from plait.training.runner import train
+
+        if not first:
+            train(run, folder, progress=False, init_from=init_from)
+            return None
+        result = train_and_evaluate(run, folder, announce=lambda line: typer.echo(line, err=True), init_from=init_from)
+        write_json(folder / RESULT_FILE, result, sealed=True)
+        return result
 
 
 def with_overrides(values: Any, overrides: list[str]) -> Any:

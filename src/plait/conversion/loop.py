@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from plait.data.packing import collate
 from plait.errors import TrainingError
-from plait.training.checkpoint import PARTIAL, checkpoints, clean, publish_folder, read_json, rotate, write_json
+from plait.models.alignment import aligned
+from plait.training.checkpoint import PARTIAL, clean, newest_whole, publish_folder, read_json, rotate, write_json
 from plait.training.config import TrainingSection
 from plait.training.metrics import MetricsFile
 from plait.training.optimiser import build_optimiser, rate_factor
@@ -103,9 +104,9 @@ def fit(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = build_optimiser(model, training)
     spent = Spent()
-    if saved := checkpoints(folder):
-        spent = _restore(saved[-1], model, optimiser)
-    metrics = MetricsFile(folder, spent.steps)
+    if saved := newest_whole(folder):
+        spent = _restore(saved, model, optimiser)
+    metrics = MetricsFile(folder, spent.steps, saved)
     device = next(iter(trained.values())).device
     autocast = resolved_precision(training) == "bf16"
     context = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
@@ -138,13 +139,18 @@ def fit(
             speed = spent.tokens / spent.seconds
             announce(f"{folder.name} {spent.steps}/{training.steps}  loss {now['loss']:.4f}  {speed:,.0f} tokens/s")
         if last or spent.steps % training.save_every == 0:
-            _save(folder, trained, optimiser, spent, training.keep)
+            _save(folder, trained, optimiser, spent, training.keep, metrics.path)
     model.eval()
     return spent
 
 
 def _save(
-    folder: Path, trained: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, spent: Spent, keep: int
+    folder: Path,
+    trained: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    spent: Spent,
+    keep: int,
+    metrics: Path,
 ) -> None:
     name = f"checkpoint-{spent.steps}"
     partial = folder / f"{PARTIAL}-{name}"
@@ -153,6 +159,7 @@ def _save(
     save_file({key: value.detach().contiguous() for key, value in trained.items()}, partial / _WEIGHTS)
     torch.save(optimiser.state_dict(), partial / _OPTIMISER)
     write_json(partial / _STATE, vars(spent))
+    shutil.copyfile(metrics, partial / metrics.name)
     publish_folder(partial, folder / name)
     rotate(folder, keep)
 
@@ -170,5 +177,8 @@ def _restore(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimize
     with torch.no_grad():
         for name, value in weights.items():
             trained[name].copy_(value)
-    optimiser.load_state_dict(torch.load(checkpoint / _OPTIMISER, weights_only=True))
+    states = torch.load(checkpoint / _OPTIMISER, weights_only=True)
+    for state in states["state"].values():
+        state.update({key: aligned(value) for key, value in state.items() if isinstance(value, Tensor)})
+    optimiser.load_state_dict(states)
     return Spent(**read_json(checkpoint / _STATE))

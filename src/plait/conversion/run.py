@@ -21,10 +21,12 @@ from plait.conversion.selection import Selection
 from plait.conversion.stages import Pipeline
 from plait.conversion.student import as_teacher
 from plait.data import build
+from plait.data.folders import remove_leftovers
 from plait.errors import OptionError, TrainingError, nearest
 from plait.evaluation.subject import fingerprint, open_model
 from plait.models.checkpoints.folders import copy_tokenizer, find_folder
-from plait.training.checkpoint import clean, read_json, write_json
+from plait.storage.locks import LOCK, OWNER, sole_writer
+from plait.training.checkpoint import PARTIAL, clean, read_json, write_json
 from plait.training.config import DataSection
 from plait.training.folder import model_folder, read_run_file, versions
 from plait.training.runner import quiet
@@ -99,7 +101,9 @@ def convert(
 
     Raises:
         OptionError: a model, option or stage that does not fit.
-        TrainingError: ``out`` belongs to another conversion, or a loss is not finite.
+        TrainingError: ``out`` belongs to another conversion, a loss is not finite, or what an earlier call left is
+            damaged.
+        FolderInUse: another process writes in ``out``.
         DataError: data that cannot be read.
         BackendUnavailable: the recipe tunes adapters and PEFT is missing.
     """
@@ -130,44 +134,47 @@ def convert(
         "seed": seed,
     }
     folder = Path(out)
-    _claim(folder, settings)
-    if (folder / REPORT).exists():
-        return Conversion(folder, read_json(folder / REPORT))
-    clean(folder)
-    bundle = build(section, folder / _DATA, seed, tokens)  # type: ignore[arg-type]
-    check_vocabulary(bundle, teacher)
-    pipeline = Pipeline(
-        teacher=teacher,
-        recipe=chosen,
-        selection=selection,
-        bundle=bundle,
-        folder=folder / _STAGES,
-        skip=frozenset(skip),
-        samples=samples,
-        seed=seed,
-        announce=announce or (lambda line: None),
-    )
-    began = time.perf_counter()
-    with quiet():
-        student = pipeline.run()
-        _publish(pipeline, folder, precision)
-        if tokens is not None:
-            tokens.save_pretrained(folder)
-        elif place is not None:
-            copy_tokenizer(place, folder)
-    report = {
-        "settings": settings,
-        "kept": pipeline.kept,
-        "importance": pipeline.importance,
-        "parameters": sum(parameter.numel() for parameter in student.parameters()),
-        "teacher": pipeline.teacher_scores,
-        "stages": pipeline.records,
-        "seconds": sum(record["seconds"] for record in pipeline.records),
-        "last_call_seconds": time.perf_counter() - began,
-        "versions": versions(),
-    }
-    write_json(folder / REPORT, report)
-    return Conversion(folder, report)
+    _check_vacant(folder)
+    with sole_writer(folder, "conversion"):
+        _claim(folder, settings)
+        if (folder / REPORT).exists():
+            return Conversion(folder, read_json(folder / REPORT))
+        clean(folder, f"**/{PARTIAL}*")
+        remove_leftovers(folder / _DATA)
+        bundle = build(section, folder / _DATA, seed, tokens)  # type: ignore[arg-type]
+        check_vocabulary(bundle, teacher)
+        pipeline = Pipeline(
+            teacher=teacher,
+            recipe=chosen,
+            selection=selection,
+            bundle=bundle,
+            folder=folder / _STAGES,
+            skip=frozenset(skip),
+            samples=samples,
+            seed=seed,
+            announce=announce or (lambda line: None),
+        )
+        began = time.perf_counter()
+        with quiet():
+            student = pipeline.run()
+            _publish(pipeline, folder, precision)
+            if tokens is not None:
+                tokens.save_pretrained(folder)
+            elif place is not None:
+                copy_tokenizer(place, folder)
+        report = {
+            "settings": settings,
+            "kept": pipeline.kept,
+            "importance": pipeline.importance,
+            "parameters": sum(parameter.numel() for parameter in student.parameters()),
+            "teacher": pipeline.teacher_scores,
+            "stages": pipeline.records,
+            "seconds": sum(record["seconds"] for record in pipeline.records),
+            "last_call_seconds": time.perf_counter() - began,
+            "versions": versions(),
+        }
+        write_json(folder / REPORT, report, sealed=True)
+        return Conversion(folder, report)
 
 
 def _recipe(recipe: str | Recipe, options: Mapping[str, Any] | None) -> Recipe:
@@ -188,12 +195,18 @@ def _section(data: str | Path | DataSection | None, place: Path | None) -> DataS
     return run.data
 
 
+def _check_vacant(folder: Path) -> None:
+    """Raise :class:`OptionError` for a folder with something else in it."""
+    held = (LOCK, OWNER)  # of a conversion that was killed, or is beginning
+    if not folder.is_dir() or (folder / _SETTINGS).exists():
+        return
+    if any(path.name not in held and not path.name.startswith(PARTIAL) for path in folder.iterdir()):
+        raise OptionError(f"{folder} is not empty and holds no conversion: name a new folder, or empty it first.")
+
+
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Make ``folder`` this conversion's, or check that it already is."""
     path = folder / _SETTINGS
-    if not path.exists() and folder.is_dir() and any(folder.iterdir()):
-        raise OptionError(f"{folder} is not empty and holds no conversion: name a new folder, or empty it first.")
-    folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
         old = read_json(path)
         differ = sorted(key for key in settings if old.get(key) != settings[key])
@@ -202,7 +215,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} belongs to another conversion; different: {', '.join(differ)}. Use another folder, or "
                 "delete this one."
             )
-    write_json(path, settings)
+    write_json(path, settings, sealed=True)
 
 
 def _publish(pipeline: Pipeline, folder: Path, precision: torch.dtype) -> None:

@@ -17,8 +17,10 @@ from plait.conversion.recipe import Recipe
 from plait.conversion.selection import Selection, importance, most_important
 from plait.conversion.student import attention_options, build_student, converted_layers, joined, select_trained
 from plait.data import DataBundle
-from plait.errors import OptionError
+from plait.errors import OptionError, TrainingError
 from plait.models import PlaitForCausalLM
+from plait.models.alignment import align_weights
+from plait.storage.manifest import fault
 from plait.training.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, remove_folder, write_json
 
 FINISHED, MODEL = "finished.json", "model"
@@ -88,14 +90,20 @@ class Pipeline:
         """The model of the last finished stage."""
         if self._student is None:
             assert self.last is not None
+            if (wrong := fault(self.last)) is not None:
+                raise TrainingError(
+                    f"{self.last} is damaged: {wrong}. Delete {self.last.parent} and the folders of the later stages; "
+                    "the same command then repeats them."
+                )
             model = PlaitForCausalLM.from_pretrained(self.last)
+            align_weights(model)
             self._student = model.to(self.teacher.device).eval()  # type: ignore[arg-type]
         return self._student
 
     def _teacher_scores(self) -> dict[str, Any]:
         path = self.folder / "teacher.json"
         if not path.exists():
-            write_json(path, self._measure(self.teacher))
+            write_json(path, self._measure(self.teacher), sealed=True)
         self.teacher_scores = read_json(path)
         self.announce(f"teacher: {summary(self.teacher_scores)}")
         return self.teacher_scores
@@ -119,7 +127,7 @@ class Pipeline:
             self.last, self._student = folder / MODEL, None
             record["after"] = self._measure(self._whole(folder / MODEL))
             self.announce(f"{name}: {summary(record['after'])}")
-        write_json(folder / FINISHED, record)
+        write_json(folder / FINISHED, record, sealed=True)
         for checkpoint in checkpoints(folder):
             remove_folder(checkpoint)
 
@@ -150,7 +158,7 @@ class Pipeline:
     def _sweep(self, folder: Path) -> list[dict[str, float]]:
         """Recall and language of the teacher with one layer replaced, for each layer."""
         path = folder / "sweep.json"
-        done: list[dict[str, float]] = read_json(path) if path.exists() else []
+        done: list[dict[str, float]] = read_json(path)["layers"] if path.exists() else []
         layers = range(len(self.teacher.model.layers))
         for index in layers[len(done) :]:
             others = [other for other in layers if other != index]
@@ -162,7 +170,7 @@ class Pipeline:
                     "choose layers otherwise."
                 )
             done.append({"recall": scores["mean_recall"], "language": 2 ** -scores["mean_bits_per_byte"]})
-            write_json(path, done)
+            write_json(path, {"layers": done}, sealed=True)
         return done
 
     def _transfer(self, folder: Path, partial: Path) -> dict[str, Any]:

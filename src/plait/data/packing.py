@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from plait.data.corpus import Corpus, Document, checked_split
-from plait.data.folders import write_folder
+from plait.data.folders import only_writer, write_folder
 from plait.data.order import Permutation, stable_hash
 from plait.data.tokenizers import encode, limited, tokenizer_hash, vocabulary_size
 from plait.errors import DataError, OptionError
@@ -154,18 +154,32 @@ def pack(
         "dtype": "uint16" if vocab_size <= 1 << 16 else "uint32",
     }
     path = Path(folder) / f"{split}-{stable_hash(json.dumps(source, sort_keys=True)):016x}"
-    if path.exists():
-        try:
-            packed = PackedTokens.open(path)
-            if source.items() <= packed.manifest.model_dump().items():
-                return packed
-            _log.warning("%s holds other tokens than its name says; packing again.", path)
-        except DataError as error:
-            _log.warning("%s Packing again.", error)
-        shutil.rmtree(path)
-    documents = limited(corpus.documents(split), max_bytes)
-    write_folder(path, lambda temporary: _write(temporary, documents, tokenizer, source))
+    packed = _packed_before(path, source)
+    if packed is not None:
+        return packed
+    with only_writer(path):
+        packed = _packed_before(path, source)  # by another process, while this one waited
+        if packed is not None:
+            return packed
+        shutil.rmtree(path, ignore_errors=True)
+        documents = limited(corpus.documents(split), max_bytes)
+        write_folder(path, lambda temporary: _write(temporary, documents, tokenizer, source))
     return PackedTokens.open(path, verify=False)
+
+
+def _packed_before(path: Path, source: dict[str, Any]) -> PackedTokens | None:
+    """The tokens in a folder, None where there are none; damaged ones are none, with a warning."""
+    if not path.exists():
+        return None
+    try:
+        packed = PackedTokens.open(path)
+    except DataError as error:
+        _log.warning("%s Packing again.", error)
+        return None
+    if source.items() <= packed.manifest.model_dump().items():
+        return packed
+    _log.warning("%s holds other tokens than its name says; packing again.", path)
+    return None
 
 
 class TokenDataset(Dataset[dict[str, Tensor]]):

@@ -7,6 +7,8 @@ is not installed.
 from __future__ import annotations
 
 import functools
+import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -17,9 +19,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from plait.data.corpus import Corpus, Document
-from plait.data.folders import write_folder
+from plait.data.folders import only_writer, write_folder
 from plait.data.order import stable_hash
 from plait.errors import DataError, OptionError, nearest
+from plait.storage.manifest import fault, seal
+
+_log = logging.getLogger("plait")
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -59,10 +64,26 @@ def cached_tokenizer(spec: str, corpus: Corpus, folder: Path, max_bytes: int | N
         return build_tokenizer(spec, corpus, max_bytes)
     key = stable_hash(spec, corpus.spec, corpus.fingerprint(), max_bytes)
     path = folder / f"tokenizer-{key:016x}"
-    if not path.is_dir():
-        tokenizer = build_tokenizer(spec, corpus, max_bytes)
-        write_folder(path, tokenizer.save_pretrained)
+    if not _whole(path):
+        with only_writer(path):
+            if not _whole(path):  # another process may have written it while this one waited
+                tokenizer = build_tokenizer(spec, corpus, max_bytes)
+                shutil.rmtree(path, ignore_errors=True)
+                write_folder(path, lambda temporary: _save(tokenizer, temporary))
     return _load(str(path))
+
+
+def _save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    tokenizer.save_pretrained(folder)
+    seal(folder)
+
+
+def _whole(path: Path) -> bool:
+    """Whether a trained tokenizer is there as it was saved; a damaged one is trained again, with a warning."""
+    wrong = fault(path) if path.is_dir() else None
+    if wrong is not None:
+        _log.warning("The tokenizer in %s is damaged: %s. Training it again.", path, wrong)
+    return path.is_dir() and wrong is None
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -134,11 +134,12 @@ def train_and_evaluate(
     progress: bool = True,
     announce: Callable[[str], None] | None = None,
     data_folder: Path | None = None,
+    init_from: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train a run (or go on with it, or find it finished) and measure its model.
 
     Args:
-        config, folder, progress, announce, data_folder: see :func:`plait.training.runner.train`.
+        config, folder, progress, announce, data_folder, init_from: see :func:`plait.training.runner.train`.
 
     Returns:
         ``config`` (resolved), ``evaluation`` (:func:`evaluate`), ``train`` (``losses`` as [step, loss], ``seconds``,
@@ -146,12 +147,12 @@ def train_and_evaluate(
 
     Raises:
         OptionError: the evaluation does not fit the run; found before training.
-        TrainingError, Interrupted: as :func:`plait.training.runner.train`.
+        TrainingError, FolderInUse, Interrupted: as :func:`plait.training.runner.train`.
     """
     data_folder = data_folder or Path(folder) / DATA_FOLDER
     data = build(config.data, data_folder, config.seed)
     check_evaluation(data, config.evaluate)
-    result = train(config, folder, progress=progress, announce=announce, data_folder=data_folder)
+    result = train(config, folder, progress=progress, announce=announce, data_folder=data_folder, init_from=init_from)
     model, _ = open_model(result.model_folder)
     return {
         "config": config.model_dump(mode="json"),

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from plait.errors import PlaitError
+from plait.errors import PlaitError, TrainingError
 from plait.evaluation.batching import Batches
 from plait.evaluation.measurements import Advance, Measurement
 from plait.evaluation.progress import Bar
 from plait.evaluation.subject import Subject, measurement_key
-from plait.training.checkpoint import read_json, write_json
+from plait.storage.locks import sole_writer
+from plait.training.checkpoint import clean, read_json, write_json
 from plait.training.folder import RUN_FILE, versions
+
+_log = logging.getLogger("plait")
 
 #: Folder of the results, beside the model.
 RESULTS_FOLDER = "evaluation"
@@ -43,12 +48,33 @@ def measure(
     Yields:
         ``name``, ``model``, ``fingerprint``, ``spec``, ``seconds``, ``versions`` and the fields of
         :class:`~plait.evaluation.measurements.Score`; of one that failed ``name`` and ``reason``.
+
+    Raises:
+        FolderInUse: something has to be measured, and another process writes in ``folder``.
     """
+    with ExitStack() as held:
+        yield from _each(subject, measurements, folder, batches, progress, title, held)
+
+
+def _each(
+    subject: Subject,
+    measurements: Sequence[Measurement],
+    folder: Path,
+    batches: Batches,
+    progress: bool,
+    title: str | None,
+    held: ExitStack,
+) -> Iterator[dict[str, Any]]:
+    writing = False
     for number, measurement in enumerate(measurements, start=1):
         path = folder / f"{file_name(measurement.name)}-{measurement_key(subject.fingerprint, measurement.spec)}.json"
-        if path.exists():
-            yield read_json(path)
+        if (kept := _kept(path)) is not None:
+            yield kept
             continue
+        if not writing:
+            held.enter_context(sole_writer(folder, "measuring"))
+            clean(folder)
+            writing = True
         try:
             shown = title or f"[{number}/{len(measurements)}] {measurement.name}"
             with Bar(shown, measurement.samples, measurement.unit, progress) as bar:
@@ -56,9 +82,20 @@ def measure(
         except PlaitError as error:  # found in the middle of its data; the others are measured all the same
             yield {"name": measurement.name, "reason": str(error)}
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, result)
+        write_json(path, result, sealed=True)
         yield read_json(path)
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """A result of an earlier call; a damaged one is none, with a warning."""
+    if not path.exists():
+        return None
+    try:
+        kept: dict[str, Any] = read_json(path)
+    except TrainingError as error:
+        _log.warning("%s Measuring it again.", str(error).partition(";")[0])
+        return None
+    return kept
 
 
 def scored(

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from plait.errors import OptionError, PlaitError
+from plait.models.alignment import align_weights
 from plait.models.classification import PlaitForSequenceClassification, PlaitForTokenClassification
 from plait.models.configuration import PlaitConfig
 from plait.models.decoder import PlaitForCausalLM, PlaitModel
@@ -73,6 +74,7 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> tuple[PreTrainedMod
             model = _from_shards(folder, **options)
         else:
             model = kind.from_pretrained(path_or_name, **options)
+        align_weights(model)
     except PlaitError:
         raise
     except (OSError, ValueError, SafetensorError) as error:

@@ -66,6 +66,7 @@ def run_on_cluster(
         KeyboardInterrupt: Ctrl-C, after the running trials have saved and published their checkpoints.
     """
     place_of_results = Storage(storage) if storage is not None else None
+    store.set_aside_damaged(trials)
     if place_of_results is not None:
         for trial in trials:
             if store.result(trial) is None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from plait.catalog import names
 from plait.errors import OptionError, nearest
+from plait.storage.names import Name
 from plait.study.resources import Resources
 from plait.training.config import Positive, Strict, read_yaml, validated
 
@@ -96,7 +97,7 @@ class StudyFile(Strict):
         vocab_size: what ``plait study plan`` assumes for a tokenizer that has to be downloaded.
     """
 
-    name: str
+    name: Name
     description: str = ""
     base: Sections = Sections()
     tracks: dict[str, Track]
@@ -134,8 +135,6 @@ def parse_study(values: Any, source: str) -> StudyFile:
     if not isinstance(values, dict):
         raise OptionError(f"{source}: a study file is a mapping with 'name', 'tracks' and 'grid'.")
     study = _with_thresholds(validated(StudyFile, values, source))
-    if not _NAME.fullmatch(study.name):
-        raise OptionError(f"{source}: name = {study.name!r}: use letters, digits, '.', '_' and '-' only.")
     _check_tracks(study, source)
     _check_grid(study, source)
     for override in study.overrides:

@@ -98,6 +98,7 @@ def run_trials(
         StudyError: workers cannot start, or a trial asks for several processes.
         KeyboardInterrupt: Ctrl-C, after the workers have saved their checkpoints and ended.
     """
+    store.set_aside_damaged(trials)
     pending = pending_trials(store, trials, retry_failed)
     joint = next((trial for trial in pending if trial.resources.processes > 1), None)
     if joint is not None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from plait.errors import StudyError
+from plait.data.folders import only_writer
+from plait.errors import StudyError, TrainingError
 from plait.study.file import StudyFile, parse_study
 from plait.study.trials import Trial, trials
-from plait.training.checkpoint import checkpoints, write_json
+from plait.training.checkpoint import DAMAGED, checkpoints, clean, read_json, write_json
 from plait.training.metrics import read_metrics
 
 STUDY, CONFIG, RESULT, ERROR, LOG, LOCK = "study.json", "config.json", "result.json", "error.json", "log.txt", "lock"
+
+_log = logging.getLogger("plait")
 
 
 class Store:
@@ -32,7 +37,10 @@ class Store:
         """Record what was asked for, so that the folder can be reported without the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"source": source, "command": command, "study": study.model_dump(mode="json")}
-        write_json(self.folder / STUDY, {**content, "created": datetime.now(UTC).isoformat(timespec="seconds")})
+        content["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+        with only_writer(self.folder / STUDY):
+            clean(self.folder)  # of a call that was killed while it wrote here
+            write_json(self.folder / STUDY, content, sealed=True)
 
     def read_study(self) -> tuple[StudyFile, dict[str, Any]]:
         """The study and the record around it.
@@ -62,15 +70,27 @@ class Store:
         path = self.path(trial) / RESULT
         return _read(path) if path.is_file() else None
 
+    def set_aside_damaged(self, trials: Sequence[Trial]) -> None:
+        """Rename results and errors that cannot be read, with a warning, so that their trials are run again."""
+        for trial in trials:
+            for read, name in ((self.result, RESULT), (self.error, ERROR)):
+                try:
+                    read(trial)
+                except StudyError as error:
+                    path = self.path(trial) / name
+                    os.replace(path, path.with_name(f"{DAMAGED}-{name}"))
+                    _log.warning("%s It is now %s-%s.", error, DAMAGED, name)
+
     def begin(self, trial: Trial) -> None:
         """Prepare a trial's folder for a run."""
         self.path(trial).mkdir(parents=True, exist_ok=True)
-        write_json(self.path(trial) / CONFIG, trial.record())
+        clean(self.path(trial))
+        write_json(self.path(trial) / CONFIG, trial.record(), sealed=True)
         (self.path(trial) / ERROR).unlink(missing_ok=True)
 
     def finish(self, trial: Trial, content: dict[str, Any]) -> None:
         """Write a trial's result; the file appears whole or not at all."""
-        write_json(self.path(trial) / RESULT, {**content, "config": trial.record(), "seed": trial.seed})
+        write_json(self.path(trial) / RESULT, {**content, "config": trial.record(), "seed": trial.seed}, sealed=True)
 
     def error(self, trial: Trial) -> dict[str, Any] | None:
         """Why a trial failed, or None."""
@@ -86,7 +106,7 @@ class Store:
             details: the traceback.
             killed: its process was ended from outside, so the next run goes on with it.
         """
-        write_json(self.path(trial) / ERROR, {"error": error, "details": details, "killed": killed})
+        write_json(self.path(trial) / ERROR, {"error": error, "details": details, "killed": killed}, sealed=True)
 
     def state(self, trial: Trial) -> str:
         """``done``, ``running``, ``failed``, ``stopped`` (has a checkpoint or was killed) or ``waiting``."""
@@ -122,6 +142,9 @@ class Store:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path} cannot be read ({error}); delete {path.parent} to run it again.") from None
+        return read_json(path)
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read ({error.strerror}).") from None
+    except TrainingError as error:
+        why = str(error).partition(";")[0]
+        raise StudyError(f"{why}; 'plait study run' sets it aside and runs its trial again.") from None

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from plait.errors import OptionError, nearest
+from plait.storage.names import Name
 
 M = TypeVar("M", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
@@ -221,7 +222,7 @@ class EvaluateSection(Strict):
 class RunConfig(Strict):
     """One run: what is built, learnt and measured."""
 
-    name: str = "run"
+    name: Name = "run"
     seed: int = 0
     model: ModelSection = ModelSection()
     data: DataSection

@@ -67,3 +67,11 @@ def rate_factor(step: int, training: TrainingSection) -> float:
 def build_schedule(optimiser: torch.optim.Optimizer, training: TrainingSection) -> torch.optim.lr_scheduler.LambdaLR:
     """The schedule of :func:`rate_factor` for an optimiser."""
     return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_factor(step, training))
+
+
+def set_rate(optimiser: torch.optim.Optimizer, step: int, training: TrainingSection) -> float:
+    """Give every group the rate of the step that comes after ``step`` steps; returns it."""
+    rate = training.learning_rate * rate_factor(step, training)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    return rate

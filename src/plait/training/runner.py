@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -16,25 +17,42 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from plait.data import DataBundle, MixtureData, TaskData
 from plait.data import build as build_data
+from plait.data.folders import remove_leftovers
 from plait.devices import default_device
-from plait.errors import OptionError
+from plait.errors import OptionError, TrainingError
 from plait.models import PlaitForCausalLM
 from plait.models.heads import AutoencoderForCompression
 from plait.models.pretrained import PlaitPreTrainedModel
-from plait.training import metrics, sharding
+from plait.storage.locks import sole_writer
+from plait.storage.manifest import fault
+from plait.training import metrics, sharding, warm_start
 from plait.training.architecture import build_model_config
 from plait.training.batches import share
-from plait.training.checkpoint import PARTIAL, checkpoints, clean, publish_folder, read_json, write_json
+from plait.training.checkpoint import (
+    PARTIAL,
+    checkpoints,
+    clean,
+    newest_whole,
+    publish_folder,
+    read_json,
+    set_aside,
+    step_of,
+    write_json,
+)
 from plait.training.config import RunConfig, TrainingSection
 from plait.training.folder import DATA_FOLDER, FINISHED_FILE, MODEL_FOLDER, claim, write_run_file
+from plait.training.optimiser import rate_factor
 from plait.training.progress import ProgressCallback
 from plait.training.trackers import check_trackers
 from plait.training.trainer import PlaitTrainer
+from plait.training.warm_start import WarmStart
+
+_log = logging.getLogger("plait")
 
 
 @dataclass(frozen=True)
@@ -67,15 +85,16 @@ class TrainResult:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training, after the checkpoint was saved.
+    """Ctrl-C during training, after the checkpoint or the finished model was saved.
 
     Attributes:
         step: the step of the checkpoint.
         folder: the run's folder; training it again goes on from there.
     """
 
-    def __init__(self, step: int, folder: Path) -> None:
-        super().__init__(f"Stopped at step {step}; a checkpoint is in {folder}. The same command goes on from it.")
+    def __init__(self, step: int, folder: Path, finished: bool = False) -> None:
+        what = f"after the last step, {step}; the model" if finished else f"at step {step}; a checkpoint"
+        super().__init__(f"Stopped {what} is in {folder}. The same command goes on from it.")
         self.step = step
         self.folder = folder
 
@@ -87,6 +106,7 @@ def train(
     progress: bool = True,
     announce: Callable[[str], None] | None = None,
     data_folder: Path | None = None,
+    init_from: str | Path | None = None,
 ) -> TrainResult:
     """Train the run that ``config`` describes, with everything it leaves in ``folder``.
 
@@ -95,6 +115,10 @@ def train(
     processes, they share each step's rows, and the model with ``training.parallel: fsdp``; a run goes on with another
     number of processes as if nothing had changed.
 
+    A checkpoint whose files are not what was saved is set aside with a warning, and the one before it is gone on from.
+    ``training.steps`` may be larger than before: the run goes on, with the rate that the larger number gives to each
+    step from there on.
+
     Args:
         config: the run.
         folder: made if absent. Afterwards it holds ``model`` (with its tokenizer), ``metrics.jsonl``, ``run.json``
@@ -102,38 +126,63 @@ def train(
         progress: show progress on stderr.
         announce: told, line by line, what is trained on which device and where it starts; in the first process only.
         data_folder: where packed tokens and trained tokenizers are kept; runs may share it. None: ``folder/data``.
+        init_from: start from the weights of this run, saved model or name on the hub, of the same architecture and
+            tokenizer, instead of the random ones of the seed; ``run.json`` keeps their hash.
 
     Raises:
-        OptionError: a launcher that would shard the model as well.
-        TrainingError: the folder belongs to another run, the processes cannot share a step's rows evenly, or a loss or
-            gradient is not finite.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved before.
+        OptionError: a launcher that would shard the model as well, or weights to start from that do not fit.
+        FolderInUse: another process writes in the folder.
+        TrainingError: the folder belongs to another run, the processes cannot share a step's rows evenly, a loss or
+            gradient is not finite, or no checkpoint is whole.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint or the finished model was saved before.
     """
     folder = Path(folder)
     check_trackers(config.training.report_to)
     args = _arguments(config, folder)
+    with sole_writer(folder, "training") if args.should_save else contextlib.nullcontext():
+        return _train(config, folder, args, progress, announce, data_folder or folder / DATA_FOLDER, init_from)
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    args: TrainingArguments,
+    progress: bool,
+    announce: Callable[[str], None] | None,
+    data_folder: Path,
+    init_from: str | Path | None,
+) -> TrainResult:
+    warm = None if init_from is None else warm_start.read(str(init_from))
     with args.main_process_first(local=False):
         # the other processes find the folder claimed and clean, and the text packed
         rows = config.training.batch_size * config.training.accumulate * args.world_size
-        rows = claim(folder, config, rows, write=args.should_save)
-        if (folder / FINISHED_FILE).exists():
-            return TrainResult(folder, **read_json(folder / FINISHED_FILE))
+        record = None if warm is None else warm.record
+        recorded = claim(folder, config, rows, write=args.should_save, init_from=record)
         if args.should_save:
             clean(folder)
-        batch = share(rows, args.world_size, config.training.batch_size)
+            remove_leftovers(data_folder)
+            _check_model(folder)
+        if (done := _finished(folder, config)) is not None:
+            return done
+        batch = share(recorded.rows, args.world_size, config.training.batch_size)
         args.per_device_train_batch_size, args.gradient_accumulation_steps = batch
-        saved = checkpoints(folder)
-        bundle = build_data(config.data, data_folder or folder / DATA_FOLDER, config.seed)
-        train_rows = bundle.train_dataset(config.training.steps * rows)
+        start = newest_whole(folder) if args.should_save else next(reversed(checkpoints(folder)), None)
+        bundle = build_data(config.data, data_folder, config.seed)
+        train_rows = bundle.train_dataset(config.training.steps * recorded.rows)
     model = build_model(config, bundle)
+    header = [] if start is None else [f"going on from {start.name}"]
+    if start is None and recorded.init_from is not None:
+        header = _start_warm(model, bundle, warm, recorded.init_from)
+    if recorded.raised and start is not None and recorded.raised[-1]["at"] == step_of(start):
+        header.append(_raised(config.training, recorded.raised[-1]))
     bar = ProgressCallback(config.training.steps) if progress else None
     with quiet(), _stoppable() as stopped:
         trainer = _trainer(model, args, config, bundle, train_rows, bar, stopped.is_set)
         if announce is not None and args.should_save:
-            for line in _header(trainer, saved):
+            for line in [*_header(trainer), *header]:
                 announce(line)
         try:
-            trainer.run(saved[-1] if saved else None)
+            trainer.run(start)
         finally:
             if bar is not None:
                 bar.close()
@@ -143,15 +192,75 @@ def train(
         weights = sharding.full_weights(model) if trainer.sharded else None
         if args.should_save:
             _save_model(model, weights, bundle, config, folder)
-            done = {
-                "steps": step,
-                "tokens": trainer.tokens,
-                "seconds": trainer.seconds,
-                "parameters": _trainable(model),
-            }
-            write_json(folder / FINISHED_FILE, done)
+            spent = {"steps": step, "tokens": trainer.tokens, "seconds": trainer.seconds}
+            write_json(folder / FINISHED_FILE, spent | {"parameters": _trainable(model)}, sealed=True)
         trainer.accelerator.wait_for_everyone()
-    return TrainResult(folder, **read_json(folder / FINISHED_FILE))
+    if stopped.is_set():  # told so after the last step, when nobody asked any more
+        raise Interrupted(step, folder, finished=True)
+    result = _finished(folder, config)
+    assert result is not None
+    return result
+
+
+def _finished(folder: Path, config: RunConfig) -> TrainResult | None:
+    """The result of a run that has all its steps, else None."""
+    path = folder / FINISHED_FILE
+    if not path.exists():
+        return None
+    result = TrainResult(folder, **read_json(path))
+    return result if result.steps >= config.training.steps else None
+
+
+def _check_model(folder: Path) -> None:
+    """Set a damaged model of a finished run aside, so that it is saved again from the last checkpoint.
+
+    Raises:
+        TrainingError: there is no checkpoint to save it from.
+    """
+    if not (folder / FINISHED_FILE).exists():
+        return
+    wrong = fault(folder / MODEL_FOLDER) if (folder / MODEL_FOLDER).exists() else "it is missing"
+    if wrong is None:
+        return
+    what = f"The model in {folder / MODEL_FOLDER} is damaged: {wrong}."
+    if newest_whole(folder) is None:
+        raise TrainingError(
+            f"{what} No checkpoint is left to save it again from: restore it, or delete {folder} to train it anew."
+        )
+    if (folder / MODEL_FOLDER).exists():
+        what += f" It is now {set_aside(folder / MODEL_FOLDER).name}."
+    _log.warning("%s It is saved again from the last checkpoint.", what)
+    (folder / FINISHED_FILE).unlink()
+
+
+def _start_warm(
+    model: PreTrainedModel, bundle: DataBundle, given: WarmStart | None, recorded: dict[str, str]
+) -> list[str]:
+    """Put the weights into the model that the run's folder names; returns lines for the user.
+
+    Raises:
+        TrainingError: those weights are no longer what they were when the run began.
+    """
+    warm = given or warm_start.read(recorded["source"])
+    if warm.sha256 != recorded["sha256"]:
+        raise TrainingError(
+            f"The weights of {recorded['source']} have changed since this run began with them; restore them, or use "
+            "another folder."
+        )
+    differences = warm_start.apply(warm, model, bundle.tokenizer)
+    lines = [f"weights     of {warm.source} (SHA-256 {warm.sha256[:12]}...)"]
+    if differences:
+        lines.append(f"            whose configuration differs: {'; '.join(differences[:5])}")
+    return lines
+
+
+def _raised(training: TrainingSection, record: dict[str, int]) -> str:
+    before = training.model_copy(update={"steps": record["from"]})
+    rates = [section.learning_rate * rate_factor(record["at"], section) for section in (before, training)]
+    return (
+        f"steps raised from {record['from']:,} to {record['to']:,}: the rate of the next step is {rates[1]:.3g} "
+        f"instead of {rates[0]:.3g}"
+    )
 
 
 def build_model(config: RunConfig, bundle: DataBundle) -> PlaitPreTrainedModel:
@@ -242,7 +351,7 @@ def _trainer(
     return trainer
 
 
-def _header(trainer: PlaitTrainer, saved: list[Path]) -> Iterator[str]:
+def _header(trainer: PlaitTrainer) -> Iterator[str]:
     """What a user checks before waiting."""
     args, config = trainer.args, trainer.run_config
     plan: list[str] = trainer.network.config.layer_types  # type: ignore[assignment, union-attr]
@@ -255,8 +364,6 @@ def _header(trainer: PlaitTrainer, saved: list[Path]) -> Iterator[str]:
     yield f"layers      {counts}" + (f" (attention at {', '.join(full)})" if full else "")
     yield f"parameters  {_trainable(trainer.network):,}"
     yield f"training    {config.training.steps:,} steps of {trainer.rows_per_step} sequences"
-    if saved:
-        yield f"going on from {saved[-1].name}"
 
 
 def _save_model(

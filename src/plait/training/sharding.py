@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from plait.errors import TrainingError
+from plait.models.alignment import aligned
 from plait.models.loading import SHARDED_FOLDER
 from plait.models.pretrained import PlaitPreTrainedModel
 from plait.training.optimiser import parameter_groups
@@ -131,8 +132,8 @@ def _alone_or_together() -> Iterator[bool]:
 
 
 def _placed_state(value: Any, like: Tensor) -> Any:
-    """A moment as its parameter is placed; the number of steps stays plain."""
-    return _placed(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
+    """A moment as its parameter is placed, at the address of a new tensor; the number of steps stays plain."""
+    return aligned(_placed(value, like)) if isinstance(value, Tensor) and value.shape == like.shape else value
 
 
 def _placed(full: Tensor, like: Tensor) -> Tensor:

@@ -25,8 +25,9 @@ from plait.training.batches import DealtSampler
 from plait.training.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, rotate, write_json
 from plait.training.config import RunConfig, TrainingSection
 from plait.training.folder import write_run_file
+from plait.training.metrics import FILE as METRICS
 from plait.training.metrics import MetricsFile
-from plait.training.optimiser import build_optimiser, build_schedule
+from plait.training.optimiser import build_optimiser, build_schedule, set_rate
 
 #: File of a checkpoint with the position in the data and the running sums.
 STATE_FILE = "run_state.json"
@@ -110,7 +111,7 @@ class PlaitTrainer(Trainer):
             self.window_loss, self.window_steps = state["window_loss"], state["window_steps"]
             if isinstance(self.train_dataset, StreamedTokens):
                 self.train_dataset.restore(state["stream"])
-        self._metrics = MetricsFile(self.folder, step) if self.args.should_save else None
+        self._metrics = MetricsFile(self.folder, step, checkpoint) if self.args.should_save else None
         self._started = self._logged_at = time.perf_counter()
         self._logged_tokens = self.tokens
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -273,6 +274,9 @@ class PlaitTrainer(Trainer):
         if checkpoint is not None:
             sharding.load_optimiser(Path(checkpoint), self.network, self.optimizer.optimizer)  # type: ignore[union-attr]
             schedule = torch.load(Path(checkpoint) / SCHEDULE_FILE, weights_only=True)
+            # what was saved is the rate of the schedule before; the number of steps may have been raised
+            rate = set_rate(self.optimizer, schedule["last_epoch"], self.training)  # type: ignore[arg-type]
+            schedule["_last_lr"] = [rate for _ in schedule["_last_lr"]]
             self.lr_scheduler.load_state_dict(schedule)  # type: ignore[union-attr]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -337,6 +341,7 @@ class PlaitTrainer(Trainer):
                 state["stream"] = self.train_dataset.position(state["samples"])
             write_json(partial / name / STATE_FILE, state)
             write_run_file(partial / name, self.run_config)
+            shutil.copyfile(self.folder / METRICS, partial / name / METRICS)
             publish_folder(partial / name, self.folder / name)
             partial.rmdir()
             rotate(self.folder, self.training.keep)

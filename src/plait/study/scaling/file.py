@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from plait.errors import OptionError
+from plait.storage.names import Name
 from plait.study.file import Sections, StudyFile, parse_study
 from plait.training.config import ModelSection, Positive, Strict, read_yaml, validated
 
@@ -47,7 +48,7 @@ class ScalingFile(Strict):
         workers: processes at a time; None chooses.
     """
 
-    name: str
+    name: Name
     description: str = ""
     base: Sections
     mixers: list[str]
