@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from plait.report.baselines import standings, verdict
+from plait.report.page import render
 from plait.study.file import parse_study
 from plait.study.store import Store
 from plait.study.summarise import summarise
@@ -39,6 +41,12 @@ def result(trial: Trial, recall: float, started: float = 0.0, ended: float = 10.
         "other": {**group, "loss": None},
         "batches": [loss],
         "tokens": 9,
+        "baselines": {
+            "bytes": 90,
+            "gzip": 4.5,
+            "xz": 5.0,
+            "ngram": {"bits_per_byte": 3.02, "length": 3, "train_bytes": 1000},
+        },
     }
     rows = [
         {"length": 16, "pairs": 2, "accuracy": recall, "examples": 4, "per_example": [recall] * 4},
@@ -136,3 +144,18 @@ def test_unfinished_study_says_so(tmp_path: Path) -> None:
     assert "no finished transformer" in without.guards[0].message
     empty = summarise(made(tmp_path / "empty", missing=tuple(LOSSES)).folder)
     assert (empty.configurations, empty.recommendation.key) == ([], None)
+
+
+def test_compressors_and_counts_stand_beside_the_loss(tmp_path: Path) -> None:
+    summary = summarise(made(tmp_path).folder)
+    (text,) = summary.baselines
+    assert (text.track, text.keys) == ("lm", ["transformer", "gla pure", "gla 3:1"])
+    assert (text.bytes, text.gzip, text.xz, text.ngram, text.ngram_length) == (90, 4.5, 5.0, 3.02, 3)
+    rows = [(row.name, round(row.bits, 3)) for row in standings(summary, text)]
+    assert rows == [("transformer", 3.002), ("byte 3-gram", 3.02), ("gla pure", 3.042), ("gzip", 4.5), ("xz", 5.0)]
+    assert verdict(summary, text) == "transformer beats byte 3-gram, the best of them. gla pure does not."
+    better = text.model_copy(update={"ngram": 2.5})
+    assert verdict(summary, better).startswith("No model beats byte 3-gram (2.500 bits per byte)")
+    page = render(summary)
+    assert "Is the loss better than counting bytes?" in page
+    assert "Witten-Bell" in page

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from plait import catalog
 from plait.errors import OptionError
+from plait.models import PlaitForCausalLM
 from plait.study.file import parse_study
 from plait.study.trials import Trial, trials
+from plait.training.architecture import build_model_config
 
 TRACKS = {
     "lm": {"kind": "lm", "data": {"corpus": "python-stdlib"}, "training": {"steps": 7}},
@@ -120,3 +123,61 @@ def test_equal_labels_are_an_error() -> None:
 def test_grid_point_cannot_go_into_a_value() -> None:
     with pytest.raises(OptionError, match="'steps' holds a value"):
         resolve(grid={"mixers": ["gla"], "training.steps.more": [1]})
+
+
+# ---- parameters that match
+
+
+def parameters(trial: Trial) -> int:
+    """Counted in the built model."""
+    model = PlaitForCausalLM(build_model_config(trial.config, 300))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "intermediate_size": 100,
+    "mixers": {"attention": {"num_kv_heads": 1}},
+}
+
+
+def test_matched_models_have_the_parameters_of_the_transformer() -> None:
+    grid = {"mixers": ["gated_deltanet", "hgrn", "mamba2"], "ratios": ["pure", "3:1"]}
+    grid["mixers"] = [name for name in grid["mixers"] if name in catalog.names("mixer")]
+    tracks = {"lm": TRACKS["lm"]}
+    plain = {t.key: t for t in resolve(base={"model": SIZES}, grid=grid, tracks=tracks)}
+    found = {t.key: t for t in resolve(base={"model": SIZES}, grid=grid, tracks=tracks, match_parameters=True)}
+    wanted = parameters(plain["transformer"])
+    assert found["transformer"].hash == plain["transformer"].hash
+    assert max(abs(parameters(trial) / wanted - 1) for trial in plain.values()) > 0.05
+    for key, trial in found.items():
+        assert abs(parameters(trial) / wanted - 1) <= 0.01, key
+        assert trial.record()["model"]["intermediate_size"] == trial.config.model.intermediate_size
+
+
+def test_each_point_matches_the_transformer_of_its_own_sizes() -> None:
+    grid = {"mixers": ["gla"], "ratios": ["pure"], "model.hidden_size": [64, 128]}
+    found = resolve(grid=grid, tracks={"lm": TRACKS["lm"]}, match_parameters=True, transformer=False)
+    whole = resolve(grid=grid, tracks={"lm": TRACKS["lm"]})
+    wanted = [parameters(trial) for trial in whole if trial.key.startswith("transformer")]
+    assert [abs(parameters(trial) / one - 1) <= 0.01 for trial, one in zip(found, wanted, strict=True)] == [True, True]
+
+
+def test_an_explicit_plan_matches_full_attention_of_its_depth() -> None:
+    grid = {"model.layer_types": [["gla", "attention", "gla"]]}
+    base = {"model": {"hidden_size": 64}}
+    (found,) = resolve(grid=grid, base=base, tracks={"lm": TRACKS["lm"]}, match_parameters=True, transformer=False)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3}
+    full = resolve(
+        grid={"ratios": ["full"], "mixers": ["attention"]}, base={"model": sizes}, tracks={"lm": TRACKS["lm"]}
+    )
+    assert abs(parameters(found) / parameters(full[0]) - 1) <= 0.01
+
+
+def test_what_cannot_match_is_named_and_widths_are_not_set_twice() -> None:
+    narrow = {"model": {**SIZES, "intermediate_size": 4, "mixers": {"gla": {"expand_v": 8.0}}}}
+    with pytest.raises(OptionError, match=r"gla pure: match_parameters cannot bring this model within 1%.*exclude"):
+        resolve(base=narrow, grid={"mixers": ["gla"], "ratios": ["pure"]}, match_parameters=True)
+    with pytest.raises(OptionError, match=r"cannot set 'model\.hidden_ratio' as well"):
+        resolve(grid={"mixers": ["gla"], "model.hidden_ratio": [2, 4]}, match_parameters=True)

@@ -119,6 +119,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
         ]
         cells = [[n, "-" if loss is None else f"{loss:.4f}", f"{s:.1%}", f"{t:,}"] for n, loss, s, t in rows]
         typer.echo(f"\nHeld-out text: {lm['bits_per_byte']:.4f} bits per byte")
+        typer.echo(_beside(lm["bits_per_byte"], lm["baselines"]) + "\n")
         print_table(["tokens", "loss (nats)", "share", "count"], cells, right=(1, 2, 3))
     if result["mqar"]:
         typer.echo("\nAssociative recall (MQAR)")
@@ -130,6 +131,18 @@ def print_evaluation(result: dict[str, Any]) -> None:
             [f"{d['context']:,}", f"{d['tokens_per_second']:,.0f}", size(d["cache_bytes"])] for d in result["decode"]
         ]
         print_table(["context", "tokens/s", "cache"], rows, right=(0, 1, 2))
+
+
+def _beside(bits: float, others: dict[str, Any]) -> str:
+    """What compressors and counts of bytes make of the same text."""
+    figures = {"gzip": others["gzip"], "xz": others["xz"]}
+    if others["ngram"] is not None:
+        figures[f"byte {others['ngram']['length']}-gram of the training text"] = others["ngram"]["bits_per_byte"]
+    said = f"of the same {others['bytes']:,} bytes: " + ", ".join(f"{name} {v:.4f}" for name, v in figures.items())
+    best = min(figures, key=lambda name: figures[name])
+    if bits >= figures[best]:
+        return f"{said}.\nThe model is not better than {best}."
+    return f"{said}."
 
 
 def _bundle(

@@ -240,6 +240,12 @@ def _print_configurations(summary: StudySummary) -> None:
 
 
 def _print_answer(summary: StudySummary) -> None:
+    from plait.report import labels
+    from plait.report.baselines import standings, verdict
+
+    for text in summary.baselines:
+        figures = [f"{row.name} {labels.number('bits_per_byte', row.bits)}" for row in standings(summary, text)]
+        typer.echo(f"Bits per byte of the same text: {', '.join(figures)}. {verdict(summary, text)}")
     typer.echo(" ".join(summary.recommendation.sentences))
     for guard in summary.guards:
         if not guard.learnt and guard.metric != "recall":  # that of recall is the recommendation's sentence

@@ -234,7 +234,7 @@ class TokenDataset(Dataset[dict[str, Tensor]]):
         """``input_ids`` ``(T,)`` and ``targets`` ``(T,)``, int64; target of position t at t, -100 ignored."""
         if not 0 <= i < self.samples:
             raise IndexError(f"row {i} of {self.samples}")
-        begin = self._begin(i)
+        begin = self.begin(i)
         tokens = torch.from_numpy(self.packed.tokens[begin : begin + self.length + 1].astype(np.int64))
         row = {"input_ids": tokens[:-1], "targets": tokens[1:]}
         if self.documents == "separate":
@@ -246,7 +246,8 @@ class TokenDataset(Dataset[dict[str, Tensor]]):
             row["document_starts"] = torch.cat([torch.zeros(1, dtype=torch.int64), inside[inside < self.length]])
         return row
 
-    def _begin(self, i: int) -> int:
+    def begin(self, i: int) -> int:
+        """Index of the first token of row ``i``."""
         epoch, place = divmod(i, self.windows)
         offset = stable_hash("offset", self.seed, epoch) % self._offsets
         return offset + Permutation(self.windows, stable_hash("order", self.seed, epoch))(place) * self.length

@@ -108,6 +108,30 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[npt
     return [np.asarray(ids, dtype=np.int64) for ids in found["input_ids"]]
 
 
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """The bytes of text that each id stands for; special tokens stand for none.
+
+    Exact for byte-level vocabularies, plait's own among them. For others it is what the tokenizer decodes, which may
+    leave out the blank before a word.
+    """
+    special = set(tokenizer.all_special_ids)
+    names = tokenizer.convert_ids_to_tokens(list(range(vocabulary_size(tokenizer))))
+    byte_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
+    decoder = tokenizer.backend_tokenizer.decoder if isinstance(tokenizer, PreTrainedTokenizerFast) else None
+    added = set(tokenizer.added_tokens_decoder)
+    table = []
+    for index, name in enumerate(names):
+        if index in special or name is None:
+            table.append(b"")
+        elif index in added:
+            table.append(name.encode("utf-8"))
+        elif isinstance(decoder, decoders.ByteLevel):
+            table.append(bytes(byte_of[letter] for letter in name))
+        else:
+            table.append(tokenizer.convert_tokens_to_string([name]).encode("utf-8"))
+    return table
+
+
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Rows that an embedding needs: one more than the largest id."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)

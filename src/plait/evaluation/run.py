@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 
 from plait import catalog
 from plait.data import DataBundle, MixtureData, TaskData, TextData, build
+from plait.data.packing import TokenDataset
 from plait.data.tasks.mqar import MQAR
 from plait.errors import OptionError
+from plait.evaluation.baselines import text_baselines
 from plait.evaluation.batching import Batches
 from plait.evaluation.decode import decode_speed
 from plait.evaluation.measurements import TaskMeasurement
@@ -46,7 +48,8 @@ def evaluate(
         trained: what the model was trained on; suites take its options.
 
     Returns:
-        ``lm`` (:func:`~plait.evaluation.perplexity.language_modelling`, None without text), ``mqar``
+        ``lm`` (:func:`~plait.evaluation.perplexity.language_modelling` with
+        :func:`~plait.evaluation.baselines.text_baselines` as ``baselines``, None without text), ``mqar``
         (:func:`~plait.evaluation.recall.recall`), ``tasks`` (a score of every other task that it was trained on),
         ``suites`` (a score of each measurement, or the ``reason`` why this model cannot have it), ``decode``
         (:func:`~plait.evaluation.decode.decode_speed`) and ``parameters``.
@@ -97,9 +100,11 @@ def parts(data: DataBundle | None) -> list[TextData | TaskData]:
 def _language_modelling(
     model: nn.Module, data: TextData, section: EvaluateSection, batch_size: int, vocab_size: int
 ) -> dict[str, Any]:
-    return language_modelling(
+    dataset = data.test_dataset(section.batches * batch_size)
+    assert isinstance(dataset, TokenDataset)
+    found = language_modelling(
         model,
-        data.test_dataset(section.batches * batch_size),
+        dataset,
         batch_size=batch_size,
         vocab_size=vocab_size,
         bytes_per_token=data.bytes_per_token("test"),
@@ -107,6 +112,7 @@ def _language_modelling(
         counts=data.bigram_counts() if section.ar_hits and section.ar_hits_rare_below else None,
         rare_below=section.ar_hits_rare_below,
     )
+    return {**found, "baselines": text_baselines(data, dataset)}
 
 
 def check_evaluation(data: DataBundle, section: EvaluateSection) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from plait.drawing.style import DASHES, SYMBOLS, Style, mixer_styles
-from plait.report import figures, labels
+from plait.report import baselines, figures, labels
 from plait.report.chart import Chart
 from plait.report.metrics import metric_order, task_metrics
 from plait.report.offline import fill
@@ -68,6 +68,7 @@ def render(summary: StudySummary) -> str:
         labels=labels,
         styles=styles,
         mixers=mixers,
+        baselines=baselines,
         symbols=SYMBOLS,
         dashes=DASHES,
         sections=sections,

@@ -56,6 +56,8 @@ def full_table(summary: StudySummary) -> tuple[list[Column], list[list[Cell]]]:
     if context is not None:
         columns.append(Column("Cache", f"at {labels.integer(context)} tokens"))
     columns += [Column("Parameters")] if shared else [Column("Parameters", track) for track in tracks]
+    widths = any(one.mlp_width is not None for one in summary.configurations)
+    columns += [Column("Feed-forward width")] if widths else []
     columns += [Column("Linear layers"), Column("Full layers"), Column("Full at", "layers from 0", numeric=False)]
     columns += [_column(metric, summary) for metric in rest]
     rows = []
@@ -67,6 +69,8 @@ def full_table(summary: StudySummary) -> tuple[list[Column], list[list[Cell]]]:
         if shared:
             counts = [next(iter(one.parameters.values()), None)]
         row += [Cell(labels.integer(number), value=number) if number else Cell(labels.MISSING) for number in counts]
+        if widths:
+            row.append(Cell(labels.MISSING) if one.mlp_width is None else Cell(str(one.mlp_width), value=one.mlp_width))
         row += [Cell(str(one.n_linear), value=one.n_linear), Cell(str(one.n_full), value=one.n_full), _full_layers(one)]
         row += [_measured(metric, one.metrics.get(metric)) for metric in rest]
         rows.append(row)
@@ -109,6 +113,7 @@ def csv_text(summary: StudySummary) -> str:
             "full_layers": " ".join(map(str, one.full_layers)),
         }
         row |= {f"field:{key}": one.fields.get(key, "") for key in fields}
+        row |= {} if one.mlp_width is None else {"mlp_width": one.mlp_width}
         row |= {f"parameters:{track}": one.parameters.get(track, "") for track in tracks}
         row |= {f"seeds:{track}": " ".join(map(str, one.seeds.get(track, []))) for track in tracks}
         row |= {f"cache_bytes@{context}": one.cache_bytes.get(context, "") for context in contexts}
@@ -118,7 +123,7 @@ def csv_text(summary: StudySummary) -> str:
             row |= {f"{metric}:{part}": parts.get(part, "") for part in ("mean", "low", "high", "n", "over")}
         rows.append(row)
     text = io.StringIO()
-    heading = list(rows[0]) if rows else ["key"]
+    heading = list(dict.fromkeys(key for row in rows for key in row)) or ["key"]
     writer = csv.DictWriter(text, heading, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -87,6 +87,8 @@ class StudyFile(Strict):
         tracks: what is learnt and measured, by name; at most one of ``lm`` and ``recall`` each.
         grid: dotted key -> values; ``mixers`` and ``ratios`` are short for ``model.mixer`` and ``model.ratio``.
         transformer: add a transformer of the same sizes once, as the baseline.
+        match_parameters: choose each model's feed-forward width so that it has as many parameters as the transformer of
+            the same sizes, within 1 %.
         seeds: every configuration is trained once per seed.
         exclude: points to leave out, each a mapping of dotted keys to values.
         overrides: values for some points only.
@@ -103,6 +105,7 @@ class StudyFile(Strict):
     tracks: dict[str, Track]
     grid: dict[str, list[Any]]
     transformer: bool = True
+    match_parameters: bool = False
     seeds: list[int] = Field(default_factory=lambda: [0])
     exclude: list[dict[str, Any]] = Field(default_factory=list)
     overrides: list[Override] = Field(default_factory=list)
@@ -137,6 +140,14 @@ def parse_study(values: Any, source: str) -> StudyFile:
     study = _with_thresholds(validated(StudyFile, values, source))
     _check_tracks(study, source)
     _check_grid(study, source)
+    if study.match_parameters:
+        set_there = [key for override in study.overrides for key in override.set]
+        widths = [key for key in [*study.axes, *set_there] if key in ("model.intermediate_size", "model.hidden_ratio")]
+        if widths:
+            raise OptionError(
+                f"{source}: match_parameters chooses the feed-forward width of every model, so the grid and the "
+                f"overrides cannot set {widths[0]!r} as well; drop one of the two."
+            )
     for override in study.overrides:
         clash = set(override.set) & set(study.axes)
         if clash:

@@ -18,7 +18,7 @@ from plait.study.recommend import recommend
 from plait.study.scores import suite_metrics, task_metrics
 from plait.study.statistics import interval, pareto, scaled
 from plait.study.store import LOG, Store
-from plait.study.summary import Configuration, Curve, FailedTrial, Guard, StudySummary
+from plait.study.summary import Configuration, Curve, FailedTrial, Guard, StudySummary, TextBaselines
 from plait.study.trials import Trial
 
 
@@ -65,6 +65,7 @@ def summarise(folder: Path) -> StudySummary:
         guards=guards,
         recommendation=recommend(study, configurations, guards, complete),
         claims=paper_claims(configurations, guards),
+        baselines=_baselines(finished),
         failed=[_failed(store, trial) for trial in trials if store.error(trial) is not None],
         trials=len(trials),
         finished=len(finished),
@@ -111,6 +112,7 @@ def _configuration(study: StudyFile, key: str, group: list[Finished]) -> Configu
         metrics={**metrics, **_decode_metrics([deployed, *group])},
         seeds={name: [one.trial.seed for one in track] for name, track in by_track.items()},
         fields=deployed.trial.fields,
+        mlp_width=architecture.config.mlp_size if study.match_parameters else None,
     )
 
 
@@ -143,6 +145,30 @@ def _loss(parts: Sequence[Mapping[str, Any]]) -> Interval:
     spread = interval(parts[0]["batches"], "batches")  # batches may differ in targets: the mean stays the loss itself
     ends = {"low": min(spread.low, losses[0]), "high": max(spread.high, losses[0])}
     return spread.model_copy(update={"mean": losses[0], **ends})
+
+
+def _baselines(finished: Iterable[Finished]) -> list[TextBaselines]:
+    """One for each text that models were measured on, with the configurations that were."""
+    found: dict[str, TextBaselines] = {}
+    for one in finished:
+        measured = (one.evaluation["lm"] or {}).get("baselines")
+        if measured is None:
+            continue
+        ngram = measured["ngram"] or {}
+        text = TextBaselines(
+            track=one.trial.track,
+            keys=[],
+            bytes=measured["bytes"],
+            gzip=measured["gzip"],
+            xz=measured["xz"],
+            ngram=ngram.get("bits_per_byte"),
+            ngram_length=ngram.get("length"),
+            train_bytes=ngram.get("train_bytes"),
+        )
+        keys = found.setdefault(text.model_dump_json(), text).keys
+        if one.trial.key not in keys:
+            keys.append(one.trial.key)
+    return list(found.values())
 
 
 def _seeds(values: Sequence[float]) -> Interval:

@@ -26,6 +26,7 @@ class Configuration(BaseModel):
             ``decode@CONTEXT`` in tokens/s.
         seeds: seeds by track.
         fields: further grid fields by dotted key.
+        mlp_width: of the feed-forward, where the study chose it to match parameters.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Configuration(BaseModel):
     metrics: dict[str, Interval]
     seeds: dict[str, list[int]]
     fields: dict[str, Any] = {}
+    mlp_width: int | None = None
 
 
 class Curve(BaseModel):
@@ -81,6 +83,28 @@ class PaperClaim(BaseModel):
     seen: str
 
 
+class TextBaselines(BaseModel):
+    """What other means make of the text that models were measured on, in bits per byte of the same bytes.
+
+    Args:
+        track: whose text it is.
+        keys: configurations that were measured on it.
+        bytes: how many bytes were predicted.
+        gzip, xz: the compressors, on these bytes alone.
+        ngram: byte n-gram of the training split; None where it has no text.
+        ngram_length, train_bytes: its length, and the bytes it was counted on.
+    """
+
+    track: str
+    keys: list[str]
+    bytes: int
+    gzip: float
+    xz: float
+    ngram: float | None
+    ngram_length: int | None
+    train_bytes: int | None
+
+
 class FailedTrial(BaseModel):
     """A trial that ended in an error."""
 
@@ -109,6 +133,7 @@ class StudySummary(BaseModel):
     guards: list[Guard]
     recommendation: Recommendation
     claims: list[PaperClaim]
+    baselines: list[TextBaselines] = []
     failed: list[FailedTrial]
     trials: int
     finished: int

@@ -13,6 +13,7 @@ from typing import Any
 
 from plait.errors import OptionError
 from plait.study.file import ARCHITECTURE_AXES, StudyFile, Track
+from plait.study.matching import matched
 from plait.study.resources import Resources
 from plait.training.config import DataSection, RunConfig, SourceSection, validated
 
@@ -123,24 +124,49 @@ def _points(study: StudyFile) -> Iterator[dict[str, Any]]:
 
 def _resolve(study: StudyFile, track_name: str, point: Mapping[str, Any], seed: int, source: str) -> Trial | None:
     """The trial of one point, or None where ``exclude`` drops it."""
-    track = study.tracks[track_name]
-    values = {**_merge(_sections(study.base), _sections(track)), "resources": study.resources.model_dump()}
-    _assign_all(values, point)
-    matched = {**values, "track": track_name, "seed": seed}
-    if any(_matches(matched, pattern) for pattern in study.exclude):
+    values = _values(study, track_name, point, seed, study.exclude)
+    if values is None:
         return None
-    for override in study.overrides:
-        if _matches(matched, override.when):
-            _assign_all(values, override.set)
-    _normalise(values["model"])
-    where = f"{source}, track {track_name!r}"
+    track, where = study.tracks[track_name], f"{source}, track {track_name!r}"
     resources = validated(Resources, values.pop("resources"), f"{where}, resources")
     config = validated(RunConfig, {"name": study.name, "seed": seed, **values}, where)
     _check_data(track.kind, config.data, where)
     key, fields = _label(config, [axis for axis in study.axes if axis not in ("model.mixer", "model.ratio")])
+    if study.match_parameters and (config.model.layer_types is not None or config.model.ratio != "full"):
+        config = matched(config, _full_attention(study, track_name, point, seed, where), f"{where}, {key}")
     name = re.sub(r"[^A-Za-z0-9._=-]+", "-", f"{study.name} {track_name} {key} seed {seed}")  # it may name a file
     config = config.model_copy(update={"name": name})
     return Trial(track_name, track.kind, key, seed, config, fields, resources)
+
+
+def _values(
+    study: StudyFile, track_name: str, point: Mapping[str, Any], seed: int, exclude: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The sections of one point, or None where it is excluded."""
+    values = {**_merge(_sections(study.base), _sections(study.tracks[track_name])), "resources": {}}
+    values["resources"] = study.resources.model_dump()
+    _assign_all(values, point)
+    matching = {**values, "track": track_name, "seed": seed}
+    if any(_matches(matching, pattern) for pattern in exclude):
+        return None
+    for override in study.overrides:
+        if _matches(matching, override.when):
+            _assign_all(values, override.set)
+    _normalise(values["model"])
+    return values
+
+
+def _full_attention(study: StudyFile, track_name: str, point: Mapping[str, Any], seed: int, where: str) -> RunConfig:
+    """The run with full attention at the same point, whether the study trains it or not."""
+    others = {key: value for key, value in point.items() if key not in ARCHITECTURE_AXES}
+    baseline = {"model.mixer": "attention", "model.ratio": "full", **others}
+    values = _values(study, track_name, baseline, seed, [])
+    assert values is not None
+    values.pop("resources")
+    own = values["model"].pop("layer_types", None)
+    if (plan := point.get("model.layer_types", own)) is not None:
+        values["model"].update(num_hidden_layers=len(plan), mixer="attention", ratio="full")
+    return validated(RunConfig, {"name": study.name, "seed": seed, **values}, where)
 
 
 def _check_data(kind: str, data: DataSection, where: str) -> None:
