@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from plait.errors import OptionError
+from plait.models.cache import CACHE_NAME
 from plait.models.padding import arrange
 
 CPU = torch.device("cpu")
@@ -136,3 +137,71 @@ def test_position_ids_of_padded_rows_are_accepted() -> None:
     assert layout.positions.tolist() == [[0, 0, 0, 1, 2]]
     shifted = arrange(1, 5, CPU, attention_mask=mask, position_ids=torch.tensor([[1, 1, 7, 8, 9]]))
     assert shifted.positions.tolist() == [[0, 0, 7, 8, 9]]
+
+
+MIXERS = ("attention", "gated_deltanet", "hgrn", "mla")
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32])
+def test_a_mask_that_numbers_documents_keeps_them_apart(build, tokens, mixer: str, dtype: torch.dtype) -> None:
+    model, ids = build(mixer), tokens(2, 9)
+    mask = torch.tensor([[1] * 4 + [2] * 5, [2] * 3 + [5] * 4 + [0] * 2], dtype=dtype)
+    found = model(ids, attention_mask=mask, labels=ids)
+    for row, start, end in ((0, 0, 4), (0, 4, 9), (1, 0, 3), (1, 3, 7)):
+        alone = model(ids[row : row + 1, start:end], use_cache=False).logits
+        torch.testing.assert_close(found.logits[row : row + 1, start:end], alone)
+    borders = torch.tensor([0, 4, 9, 12, 16, 18])
+    torch.testing.assert_close(found.loss, model(ids, cu_seqlens=borders, labels=ids).loss)
+
+
+INF = float("-inf")
+
+
+@pytest.mark.parametrize(
+    ("mask", "match"),
+    [
+        ([[0.0] * 6], "added to scores"),
+        ([[INF, INF, 0.0, 0.0, 0.0, 0.0]], "added to scores"),
+        ([[-1e9, 0.0, 0.0, 0.0, 0.0, 0.0]], "added to scores"),
+        ([[1.0, 1.0, 0.5, 1.0, 1.0, 1.0]], "0.5 at row 0, token 2"),
+        ([[1.0, float("nan"), 1.0, 1.0, 1.0, 1.0]], "nan at row 0, token 1"),
+        ([[1, 1, -1, 1, 1, 1]], "-1 at row 0, token 2"),
+        ([[1, 1, 2, 2, 1, 1]], "comes back to document 1 at row 0, token 4"),
+        ([[2, 2, 0, 2, 2, 2]], "comes back to document 2 at row 0, token 3"),
+        ([[[[1] * 6] * 6]], r"\(1, 1, 6, 6\), a mask of pairs.*cu_seqlens"),
+    ],
+)
+def test_masks_with_other_entries_are_refused(build, tokens, mask: list, match: str) -> None:
+    with pytest.raises(OptionError, match=match):
+        build("gated_deltanet")(tokens(1, 6), attention_mask=torch.tensor(mask))
+
+
+def test_a_numbered_mask_and_a_cache(build, tokens) -> None:
+    model, ids = build("attention"), tokens(1, 6)
+    mask = torch.tensor([[1, 1, 1, 2, 2, 2]])
+    with pytest.raises(OptionError, match="cache"):
+        model(ids, attention_mask=mask, use_cache=True)
+    cache = model(ids, use_cache=True)[CACHE_NAME]
+    with pytest.raises(OptionError, match="cache"):
+        model(tokens(1, 1), attention_mask=torch.tensor([[1, 1, 1, 1, 1, 1, 2]]), past_key_values=cache)
+
+
+def test_borders_that_contradict_each_other(build, tokens) -> None:
+    model, ids = build("gated_deltanet", "attention"), tokens(2, 6)
+    borders = torch.tensor([0, 2, 6, 12])
+    restarting = torch.tensor([[0, 1, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5]])
+    mask = torch.tensor([[1, 1, 2, 2, 2, 2], [1] * 6])
+    expected = model(ids, cu_seqlens=borders).logits
+    for given in ({"position_ids": restarting}, {"attention_mask": mask}, {"attention_mask": torch.ones(2, 6)}):
+        torch.testing.assert_close(model(ids, cu_seqlens=borders, **given).logits, expected)
+    torch.testing.assert_close(model(ids, attention_mask=mask, position_ids=restarting).logits, expected)
+    counting = torch.arange(6).expand(2, -1)
+    for given in (
+        {"cu_seqlens": borders, "position_ids": counting},
+        {"cu_seqlens": torch.tensor([0, 3, 12]), "position_ids": restarting},
+        {"cu_seqlens": torch.tensor([0, 3, 12]), "attention_mask": mask},
+        {"attention_mask": mask, "position_ids": counting},
+    ):
+        with pytest.raises(OptionError, match=r"contradict: .* row 0, token 2"):
+            model(ids, **given)

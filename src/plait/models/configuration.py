@@ -50,7 +50,7 @@ _AUTO_CLASSES = {
     "AutoModelForTokenClassification": "PlaitForTokenClassification",
 }
 _NAMES = sorted(_AUTO_CLASSES.values())
-_BRIDGE = f"from plait.models import {', '.join(_NAMES)}  # needs: pip install plait\n\n__all__ = {_NAMES}\n"
+_BRIDGE = f"from plait.models import {', '.join(_NAMES)}  # needs: pip install plait\n__all__ = {_NAMES}\n"
 
 
 @dataclass(frozen=True)

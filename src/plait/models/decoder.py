@@ -277,7 +277,8 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: ``(B, T)``; or give ``inputs_embeds`` ``(B, T, d)``.
-            attention_mask: ``(B, T)``, or ``(B, past + T)`` with a cache; zero at padding, anywhere in the row.
+            attention_mask: ``(B, T)``, or ``(B, past + T)`` with a cache; 1, and 0 at padding, anywhere in the row. Or
+                the number of each token's document in its row (1, 1, 2, 2), which sets borders as ``cu_seqlens`` does.
             position_ids: ``(B, T)``; not needed. A restart at 0 begins a new document, as from
                 ``DataCollatorWithFlattening``; without restarts they may be shifted by a constant.
             past_key_values: cache of what came before; it is updated in place.

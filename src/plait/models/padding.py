@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from plait.errors import OptionError
@@ -62,7 +63,8 @@ def arrange(
     Args:
         batch, length: B and T of this call.
         device: where the tokens are.
-        attention_mask: ``(B, T)`` or ``(B, past + T)``, zero at padding, or None.
+        attention_mask: ``(B, T)`` or ``(B, past + T)``, 1 at real tokens and 0 at padding; or the number of each
+            token's document in its row, from 1 up; or None.
         position_ids: ``(B, T)`` or ``(1, T)``; rows count up by one and may start anywhere; a restart at 0 begins
             a new document.
         cu_seqlens: borders of the documents in the rows laid end to end, or None.
@@ -71,15 +73,28 @@ def arrange(
         cached: whether a cache takes part.
 
     Raises:
-        OptionError: shapes that do not fit, or documents together with padding or a cache.
+        OptionError: shapes or entries that do not fit, documents together with padding or a cache, or two arguments
+            that put borders of documents at different tokens.
     """
     if attention_mask is not None:
         attention_mask = attention_mask.to(device)
-    padding, order = _padding(attention_mask, batch, length, past_slots, past_padding)
+        _check_shape(attention_mask, batch, length, past_slots)
+    if cu_seqlens is not None:
+        cu_seqlens = _borders(cu_seqlens, batch, length, device)
     if position_ids is not None:
         position_ids = _expanded(position_ids.to(device), batch, length)
-        if cu_seqlens is None and not past_slots and padding is None:
+    numbered, counted = _numbered(attention_mask, length), True
+    if numbered is not None:
+        _refuse_contradiction(cu_seqlens, numbered, "cu_seqlens", length)
+        counted = not bool((attention_mask == 0).any())  # positions may go on over padding as they like
+        cu_seqlens, attention_mask = numbered, None
+    padding, order = _padding(attention_mask, length, past_slots, past_padding)
+    if position_ids is not None and padding is None and not past_slots:
+        if cu_seqlens is None:
             cu_seqlens = _restarts(position_ids)
+        elif counted and not torch.compiler.is_compiling():
+            found = _rows(_restarts(position_ids), batch, length, device)
+            _refuse_contradiction(found, cu_seqlens, "position_ids", length)
     if cu_seqlens is not None:
         if padding is not None:
             raise OptionError(
@@ -91,7 +106,7 @@ def arrange(
                 "Documents (cu_seqlens, or position_ids that restart) cannot be packed when there is a cache: "
                 "pass use_cache=False, or one document per row."
             )
-        return _packed(_borders(cu_seqlens, batch, length, device), batch, length, device)
+        return _packed(_rows(cu_seqlens, batch, length, device), batch, length, device)
     start = past_slots if past_padding is None else past_slots - past_padding[:, None]
     slots = torch.arange(length, device=device).expand(batch, length)
     positions = slots + start
@@ -106,8 +121,77 @@ def _gather(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(1, order[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
+def _check_shape(mask: Tensor, batch: int, length: int, past_slots: int) -> None:
+    if mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] in (length, past_slots + length):
+        return
+    wanted = f"({batch}, {length})" + (f" or ({batch}, {past_slots + length})" if past_slots else "")
+    which = "a mask of pairs, and every layer here is causal by itself" if mask.dim() > 2 else "not a row's tokens"
+    raise OptionError(
+        f"attention_mask has shape {tuple(mask.shape)}, {which}: give {wanted}, zero at padding, and the borders of "
+        "documents as cu_seqlens or as position_ids that restart at 0."
+    )
+
+
+def _numbered(mask: Tensor | None, length: int) -> Tensor | None:
+    """Borders from a mask whose entries number the documents of each row (1, 1, 2, 2; 0 at padding), or None.
+
+    Padding then stands as documents of its own, which no other sees. Left out while a graph is captured, where a mask
+    must hold 0 and 1.
+
+    Raises:
+        OptionError: entries that are neither 0 and 1 nor numbers of documents.
+    """
+    if mask is None or mask.dtype == torch.bool or torch.compiler.is_compiling() or bool((mask == 1).all()):
+        return None
+    fine = (mask == 0) | (mask == 1)
+    floating = mask.is_floating_point()
+    if bool(fine.all()) and not (floating and bool((mask == 0).all(1).any())):
+        return None
+    if floating and (bool((mask < 0).any()) or bool(fine.all())):
+        raise OptionError(
+            "attention_mask looks like one that is added to scores (0 keeps a token, a negative number hides it), but "
+            "here 1 marks a real token and 0 padding: pass (mask == 0).long() instead."
+        )
+    whole = mask.isfinite() & (mask >= 0) & (mask == mask.round()) if floating else mask >= 0
+    if not bool(whole.all()):
+        row, column = (~whole).nonzero()[0].tolist()
+        raise OptionError(
+            f"attention_mask holds {mask[row, column].item():g} at row {row}, token {column}: it must be 1 at real "
+            "tokens and 0 at padding, or number the documents of a row from 1 up."
+        )
+    if mask.shape[1] != length:
+        raise OptionError(
+            "attention_mask numbers documents (entries above 1), and documents cannot be packed when there is a "
+            "cache: give 1 at real tokens and 0 at padding."
+        )
+    change = F.pad(mask.diff(dim=1) != 0, (1, 0), value=True)
+    highest = mask.cummax(1).values
+    late = (mask != 0) & (change & (mask <= F.pad(highest, (1, 0))[:, :-1]) | (mask < highest))
+    if bool(late.any()):
+        row, column = late.nonzero()[0].tolist()
+        raise OptionError(
+            f"attention_mask comes back to document {mask[row, column].item():g} at row {row}, token {column}: number "
+            "the documents of a row in rising order, each in one piece."
+        )
+    borders = change.flatten().nonzero().flatten()
+    return torch.cat([borders, borders.new_tensor([mask.numel()])])
+
+
+def _refuse_contradiction(given: Tensor | None, borders: Tensor, name: str, length: int) -> None:
+    """Two ways to say where documents begin must say the same."""
+    if given is None or torch.equal(given, borders):
+        return
+    one, other = set(given.tolist()), set(borders.tolist())
+    row, column = divmod(min(one ^ other), length)
+    here, there = (name, "another argument") if min(one ^ other) in one else ("another argument", name)
+    raise OptionError(
+        f"Documents contradict: {here} begins one at row {row}, token {column}, and {there} does not. Say it once: "
+        "cu_seqlens, position_ids that restart at 0, or an attention_mask that numbers documents."
+    )
+
+
 def _padding(
-    mask: Tensor | None, batch: int, length: int, past_slots: int, past_padding: Tensor | None
+    mask: Tensor | None, length: int, past_slots: int, past_padding: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Padding per row among the new tokens, and the order that brings it to the front (None: already there).
 
@@ -115,9 +199,6 @@ def _padding(
     """
     if mask is None:
         return None, None
-    if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] not in (length, past_slots + length):
-        wanted = f"({batch}, {length})" + (f" or ({batch}, {past_slots + length})" if past_slots else "")
-        raise OptionError(f"attention_mask has shape {tuple(mask.shape)}; it must be {wanted}, zero at padding.")
     captured = torch.compiler.is_compiling()
     real = mask != 0
     if not captured and past_slots and mask.shape[1] == past_slots + length:
@@ -182,8 +263,13 @@ def _borders(cu_seqlens: Tensor, batch: int, length: int, device: torch.device) 
             f"cu_seqlens={cu_seqlens.tolist()} are not document borders: they must rise from 0 to {total}, "
             f"the number of tokens in the {batch} x {length} batch."
         )
-    rows = torch.arange(0, total + 1, length, device=device)
-    return torch.unique(torch.cat([borders, rows]))
+    return _rows(borders, batch, length, device)
+
+
+def _rows(borders: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
+    """Borders with those between rows, where documents end as well."""
+    rows = torch.arange(0, batch * length + 1, length, device=device)
+    return rows if borders is None else torch.unique(torch.cat([borders, rows]))
 
 
 def _packed(borders: Tensor, batch: int, length: int, device: torch.device) -> Arrangement:

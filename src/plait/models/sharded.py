@@ -48,7 +48,7 @@ def enter(
         refusal = "documents (cu_seqlens) cannot be packed into pieces of a sequence; pass one document a row"
     elif position_ids is not None:
         refusal = "positions are counted across the pieces; leave out position_ids"
-    elif attention_mask is not None and not bool(attention_mask.all()):
+    elif attention_mask is not None and not bool((attention_mask == 1).all()):
         refusal = "rows have padding; pass rows of one length, with -100 as label where no target counts"
     return shards.enter(x, refusal)
 
