@@ -194,7 +194,8 @@ class PlaitModel(PlaitPreTrainedModel):
         if cache is not None and not isinstance(cache, PlaitCache):
             raise CacheError(
                 f"past_key_values is a {type(cache).__name__}; this model needs PlaitCache(model.config), since its "
-                "layers remember different things."
+                "layers remember different things. If it comes from prefix tuning of PEFT, which makes keys and values "
+                "for every layer: take prompt tuning or p-tuning, whose virtual tokens every mixer can read."
             )
         if cache is not None and use_cache is False:
             raise CacheError("past_key_values was given with use_cache=False: leave out one of them.")
@@ -376,6 +377,14 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
     def _is_stateful(self) -> bool:  # type: ignore[override]
         """transformers refuses assisted generation for models whose state cannot be taken back."""
         return not self.model.croppable
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers, with the cache as ``past_key_values``: PEFT, which puts its prompts in front of an empty
+        cache, looks for it under that name alone.
+        """
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs["past_key_values"] = inputs.pop(CACHE_NAME, None)
+        return inputs
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
