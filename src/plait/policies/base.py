@@ -52,6 +52,8 @@ class Policy(ABC):
     reduces: ClassVar[tuple[str, ...]] = ()
     #: Whether later tokens of one call may influence what earlier ones see: such a policy must not measure perplexity.
     looks_ahead: bool = False
+    #: Whether a text may be split into calls in any way, and its last tokens taken back, without changing anything.
+    any_split: bool = False
 
     def __init__(self, options: Any = None) -> None:
         self.options = type(self).Options() if options is None else options

@@ -14,6 +14,8 @@ from plait.policies.products import band
 class Dense(Policy):
     """Dense causal attention; in layers with a window, attention within it and a cache of no more than it."""
 
+    any_split = True
+
     @classmethod
     def with_budget(cls, budget: int, length: int) -> dict[str, Any]:
         return {}

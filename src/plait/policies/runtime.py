@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,21 +12,12 @@ from torch import Tensor, nn
 from plait.errors import OptionError
 from plait.mixers.state import LayerState
 from plait.models import PlaitForCausalLM, PlaitModel
+from plait.policies.attachment import Attachment, enter, entered, leave
 from plait.policies.base import Policy
 from plait.policies.call import Call, Forward, LayerInfo, ModelInfo, Scoring
 from plait.policies.dense import Dense
 from plait.policies.meter import Meter, Report
 from plait.policies.rope import Rope
-
-
-class Hooks(Protocol):
-    """What ties a policy to one kind of model."""
-
-    def attach(self) -> ModelInfo:
-        """Route the model's attention to the policy; says what the model is like."""
-
-    def detach(self) -> None:
-        """Undo :meth:`attach`."""
 
 
 class Applied:
@@ -45,13 +37,25 @@ class Applied:
         self.reference = reference
         self.meter = Meter()
         self.info: ModelInfo | None = None
+        #: Where it meets the model, while it is in force.
+        self.attachment: Attachment | None = None
+        #: Passes that ran under it.
+        self.passes = 0
+        #: Whether the model is only being looked at.
+        self.tries = False
         self._dense = Dense()
-        self._hooks: Hooks | None = None
+        self._without = 0
 
     @property
     def applied(self) -> bool:
-        """Whether the policy is in force."""
-        return self._hooks is not None
+        """Whether the policy is in force in the calling thread."""
+        return entered(self)
+
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether tokens that are checked several at a time and taken back change nothing."""
+        layers = () if self.info is None else self.info.layers
+        return self.policy.any_split and all(layer.window is None for layer in layers)
 
     def __enter__(self) -> Self:
         """Apply the policy.
@@ -59,25 +63,42 @@ class Applied:
         Raises:
             OptionError: the model is not supported (the message says why), or the policy does not fit it.
         """
-        if self.applied:
+        if self.attachment is not None:
             raise OptionError(f"Policy {self.name!r} is already applied: make another one to nest it.")
-        hooks = _hooks_for(self)
-        info = hooks.attach()
+        attachment = enter(self, _kind(self.model))
         try:
-            self.policy.bind(info)
+            self._check(attachment.info)
+            self.policy.bind(attachment.info)
         except BaseException:
-            hooks.detach()
+            leave(self, attachment)
             raise
-        self._hooks, self.info = hooks, info
+        self.attachment, self.info, self.passes = attachment, attachment.info, 0
+        self._without = attachment.passes_without
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Take the policy off; the model is as before."""
-        if self._hooks is not None:
-            self._hooks.detach()
-            self._hooks = None
+        attachment, self.attachment = self.attachment, None
+        if attachment is None:
+            return
+        leave(self, attachment)
+        if kind is None and self.passes == 0 and attachment.passes_without > self._without:
+            warnings.warn(
+                f"Nothing ran under policy {self.name!r}: the model was called in another thread, which had not "
+                "entered it. Enter it there, or start the thread with contextvars.copy_context().run.",
+                stacklevel=2,
+            )
+
+    def _check(self, info: ModelInfo) -> None:
+        """Refuse a model in which the policy would serve no layer."""
+        if not any(self.policy.serves(layer) for layer in info.layers):
+            windows = sorted({layer.window for layer in info.layers if layer.window is not None})
+            raise OptionError(
+                f"Policy {self.name!r} would do nothing in this {info.name}: all of its {len(info.layers)} layers "
+                f"attend within a window of their own ({', '.join(map(str, windows))} tokens)."
+            )
 
     def report(self) -> Report:
         """What the policy has done so far."""
@@ -168,12 +189,12 @@ class Applied:
         self.meter.bytes_held_dense[layer.index] = held * width
 
 
-def _hooks_for(applied: Applied) -> Hooks:
-    model = applied.model
+def _kind(model: nn.Module) -> type[Attachment]:
+    """What ties policies to such a model."""
     if isinstance(model, (PlaitForCausalLM, PlaitModel)):
-        from plait.policies.plait_hooks import PlaitHooks
+        from plait.policies.plait_hooks import PlaitAttachment
 
-        return PlaitHooks(applied, model)
-    from plait.policies.transformers_hooks import TransformersHooks
+        return PlaitAttachment
+    from plait.policies.transformers_hooks import TransformersAttachment
 
-    return TransformersHooks(applied, model)
+    return TransformersAttachment

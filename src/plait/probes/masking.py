@@ -35,6 +35,8 @@ class MaskedHeads(Dense):
         phase: ``decode`` (one new token at a time) or ``all``.
     """
 
+    any_split = False  # heads are taken out of single tokens only
+
     def __init__(
         self,
         heads: Sequence[Head],
