@@ -84,7 +84,7 @@ def test_each_kv_head_in_its_own_mode(full: list[int]) -> None:
     assert driver.applied.report().pairs == 2 * sum(int(mask.sum()) for mask in masks)
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.0, 1), (0.25, 2), (0.5, 4), (0.7, 5), (1.0, 8)])
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 2), (0.5, 4), (0.7, 5), (1.0, 8)])
 def test_the_largest_values_of_all_layers_are_full(share: float, count: int) -> None:
     """Oracle 6: ranked globally; the quantile of numpy, ties by place. Layers may have none or all."""
     layers = [LayerInfo(i, 4, 2, 8, 8) for i in (0, 1, 3, 4)]
@@ -129,3 +129,14 @@ def test_generation_with_mixed_heads_and_padding(family: str) -> None:
     with plait.policy(model, "duo_attention", heads=[[1.0, 0.1], [0.2, 0.9]], sinks=1, recent=4, chunk=6):
         alone = [generate(model, {"input_ids": row[None]}) for row in rows]
         assert torch.equal(generate(model, left_padded(rows)), torch.cat(alone))
+
+
+@pytest.mark.parametrize(("sparsity", "full"), [(0.0, 4), (0.25, 3), (0.5, 2), (0.75, 1), (1.0, 0)])
+def test_sparsity_is_the_share_of_streaming_heads(sparsity: float, full: int) -> None:
+    """Oracle 6, at both ends too: with 1, the head of the largest value streams like all others."""
+    model = decoder("llama")
+    with plait.policy(model, "duo_attention", heads=[[0.9, 0.1], [0.4, 1.0]], sparsity=sparsity) as applied:
+        policy: Any = applied.policy
+        found = [policy.full_heads(layer) for layer in applied.info.layers]  # type: ignore[union-attr]
+    assert sum(map(sum, found)) == full
+    assert full == 0 or found[1][1]

@@ -241,5 +241,5 @@ def test_errors_say_what_and_how() -> None:
         find_heads(model, [CalibrationRow(row.ids, ~row.labelled)] * 2, quick())
     with pytest.raises(OptionError, match="recent=0 must be 1 or more"):
         quick(recent=0)
-    with pytest.raises(OptionError, match="every layer of Mistral"):
+    with pytest.raises(OptionError, match="would do nothing in the 2 layers of this Mistral"):
         find_heads(decoder("mistral"), [row] * 2, quick())

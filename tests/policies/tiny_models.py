@@ -75,7 +75,7 @@ def decoder(family: str, **changes: Any) -> PreTrainedModel:
         )
         model: PreTrainedModel = PlaitForCausalLM(config)
     else:
-        config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **changes})
+        config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES.get(family, {}), **changes})
         config._attn_implementation = "eager"
         model = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(2)

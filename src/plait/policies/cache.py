@@ -47,8 +47,8 @@ class PolicyCacheLayer(PlaitCacheLayer):
         """
         if not self.owner.applied:
             raise CacheError(
-                "This cache was filled under a policy that is no longer applied: go on inside the `with` block, or "
-                "start with a new cache."
+                "This cache was filled under a policy that is not applied here: go on inside its `with` block and in "
+                "its thread, or start with a new cache."
             )
         self.slots += key_states.shape[-2]
         return key_states, value_states

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from plait.errors import OptionError
 from plait.mixers.state import LayerState
 from plait.policies.meter import Count, Meter
 
@@ -50,11 +51,22 @@ class ModelInfo:
         name: class of the model.
         layers: its softmax layers, by depth.
         fingerprint: names the architecture (class, layers, heads), for tables of calibration.
+        rotation: why positions cannot be turned to others (:attr:`Call.rope`); None where they can.
     """
 
     name: str
     layers: tuple[LayerInfo, ...]
     fingerprint: str
+    rotation: str | None = None
+
+    def require_rotation(self, policy: str, option: str) -> None:
+        """Refuse an option that needs keys or queries turned to other positions, where they cannot be.
+
+        Raises:
+            OptionError: they cannot; says why.
+        """
+        if self.rotation is not None:
+            raise OptionError(f"Policy {policy!r}, option {option} cannot serve this {self.name}: {self.rotation}")
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,7 @@ class Call:
         forward: the pass; :attr:`phase`, :attr:`lengths` and :attr:`start` are short for its fields.
         meter: where work is counted.
         reference: compute the same selection with a dense mask.
-        hidden: ``(B, T, d)`` input of the attention module in the caller's order, or None.
+        hidden: ``(B, T, d)`` input of the attention module at the new tokens, or None.
         rope: turns keys and queries back or to other positions, or None.
     """
 
@@ -219,7 +231,14 @@ class Call:
         lengths = None if self.lengths is None else (self.lengths - first).clamp(0, last - first)
         start = None if self.start is None else self.start + first
         forward = replace(self.forward, past=self.forward.past + first, start=start, lengths=lengths)
-        return replace(self, q=self.q[:, :, first:last], positions=self.positions[:, first:last], forward=forward)
+        return replace(
+            self,
+            q=self.q[:, :, first:last],
+            positions=self.positions[:, first:last],
+            forward=forward,
+            hidden=None if self.hidden is None else self.hidden[:, first:last],
+            rope=None if self.rope is None else self.rope.part(first, last),
+        )
 
     def rows(self, rows: Tensor) -> Call:
         """The same call for these rows of the batch only."""
@@ -230,4 +249,6 @@ class Call:
             lengths=None if self.lengths is None else self.lengths[rows],
         )
         q, k, v, positions = (x.index_select(0, rows) for x in (self.q, self.k, self.v, self.positions))
-        return replace(self, q=q, k=k, v=v, positions=positions, forward=forward)
+        hidden = None if self.hidden is None else self.hidden.index_select(0, rows)
+        rope = None if self.rope is None else self.rope.rows(rows)
+        return replace(self, q=q, k=k, v=v, positions=positions, forward=forward, hidden=hidden, rope=rope)

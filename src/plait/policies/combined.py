@@ -134,6 +134,12 @@ class PerLayer(Policy):
                 f"Policy 'per_layer', option layers: {model.name} has no softmax layers {unknown}; it has "
                 f"{sorted(known)}."
             )
+        for layer in model.layers:
+            if layer.index in self._layers and not self.serves(layer):
+                raise OptionError(
+                    f"Policy 'per_layer', option layers: layer {layer.index} attends within a window of its own "
+                    f"({layer.window} tokens), where {type(self.of(layer)).__name__} does nothing; leave it out."
+                )
         for policy in {id(p): p for p in (*self._layers.values(), self._otherwise)}.values():
             policy.bind(model)
 

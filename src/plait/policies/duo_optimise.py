@@ -148,8 +148,6 @@ def find_heads(
     policy = GatedHeads(options)
     with _frozen(model), torch.enable_grad(), Applied(model, policy, "find_heads") as applied:
         assert applied.info is not None
-        if not policy.gates:
-            raise OptionError(f"find_heads: every layer of {applied.info.name} has a window, so no head is full.")
         optimiser = torch.optim.AdamW(policy.gates.values(), lr=options.learning_rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_factor(step, options.steps))
         for step, (ids, labelled) in enumerate(_batches(rows, options)):

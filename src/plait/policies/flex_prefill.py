@@ -1,7 +1,8 @@
 """FlexPrefill: Vertical-Slash with budgets that follow each head (2502.20766, as in The Sparse Frontier, 2504.17768).
 
 A head takes as many columns, and as many diagonals, as it needs to cover the share ``coverage`` of its attention. The
-original's other pattern and its switch between patterns are left out there and here.
+original's other pattern (blocks chosen by mean queries and keys) and its switch between patterns, by the
+Jensen-Shannon divergence of an estimated from a true distribution over blocks, are left out there and here.
 """
 
 from __future__ import annotations

@@ -68,11 +68,13 @@ class HeadTable:
     def largest(self, share: float, layers: list[LayerInfo]) -> dict[int, list[bool]]:
         """The heads of the largest values, over all ``layers`` together, by layer index.
 
-        With n heads, the ``ceil((1 - share) (n - 1))`` smallest are left out: those below the ``1 - share`` quantile,
-        where ties are broken by layer and head.
+        No head for a share of 0. Otherwise, with n heads, the ``ceil((1 - share) (n - 1))`` smallest are left out:
+        those below the ``1 - share`` quantile, where ties are broken by layer and head.
         """
         rows = {layer.index: self.values[position] for position, layer in enumerate(layers)}
         ordered = sorted((min(max(v, 0.0), 1.0), i, h) for i, row in rows.items() for h, v in enumerate(row))
+        if share <= 0:  # the published code treats it apart: the largest value itself is no longer full
+            return {i: [False] * len(row) for i, row in rows.items()}
         dropped = math.ceil(round((1 - share) * (len(ordered) - 1), 6))  # 0.7 * 10 is not above 7
         out = {(i, h) for _, i, h in ordered[:dropped]}
         return {i: [(i, h) not in out for h in range(len(row))] for i, row in rows.items()}

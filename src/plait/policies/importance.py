@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -74,9 +76,10 @@ def over_group(weights: Tensor, group: int, how: str) -> Tensor:
     return getattr(weights.unflatten(1, (-1, group)), how)(dim=2)
 
 
-def pooled(scores: Tensor, width: int) -> Tensor:
-    """Average over ``width`` neighbours along the last dimension; beyond the ends stand zeros, which count."""
-    return F.avg_pool1d(scores.flatten(0, -2)[:, None], width, stride=1, padding=width // 2).view(scores.shape)
+def pooled(scores: Tensor, width: int, how: Literal["mean", "max"] = "mean") -> Tensor:
+    """Mean or maximum of ``width`` neighbours along the last dimension; in a mean, zeros beyond the ends count."""
+    pool = F.avg_pool1d if how == "mean" else F.max_pool1d
+    return pool(scores.flatten(0, -2)[:, None], width, stride=1, padding=width // 2).view(scores.shape)
 
 
 def best(scores: Tensor, most: int, count: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

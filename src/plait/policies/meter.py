@@ -60,11 +60,13 @@ class Report:
 
     Args:
         policy: its name.
-        served: layers that the policy served; the others (those with a sliding window of their own) ran densely
-            within their window.
+        served: layers that the policy served; the others (those with a sliding window of their own, or that its options
+            leave out) ran densely, within their window.
         prefill, decode: sums over layers; prefill means calls of several tokens.
         layers: the same by layer index, as ``{"prefill": Work, "decode": Work}``.
-        bytes_held: memory of the last cache after its last call: keys, values and what else the policy keeps.
+        bytes_held: memory of the last cache after its last call: keys, values and what else the policy keeps. Where
+            heads keep different numbers of tokens, every head holds as many slots as the longest, and all count.
+            Positions, and the room for the next tokens, do not.
         bytes_held_dense: what a cache of all keys and values (of the window's, in windowed layers) would hold.
     """
 

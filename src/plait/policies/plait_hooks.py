@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from plait.policies.runtime import Applied
 
 
+#: Why policies cannot turn positions here.
+NO_ROTATION = (
+    "plait's own layers do not say how they turned queries and keys. Models of transformers do: 'plait export' makes "
+    "one of a model whose layers are all softmax attention."
+)
+
+
 class Seen(Segment):
     """Tokens that a layer has seen under a policy.
 
@@ -90,7 +97,7 @@ class PlaitAttachment(Attachment):
         self._handle = self.model.register_forward_pre_hook(self._before_forward)
         self.guard_generation(self._restore)
         digest = hashlib.sha256(repr((type(self.model).__name__, layers)).encode()).hexdigest()[:16]
-        self.info = ModelInfo(type(self.model).__name__, tuple(layers), digest)
+        self.info = ModelInfo(type(self.model).__name__, tuple(layers), digest, NO_ROTATION)
 
     def detach(self) -> None:
         for undo in reversed(self._restore):

@@ -1,7 +1,8 @@
 """Quest: decoding over the pages whose keys could score highest (2406.10774, as in The Sparse Frontier, 2504.17768).
 
 Every key stays. Per page and channel the smallest and the largest key are kept; they bound the product of a query with
-any key of the page. The current page and those with the largest bounds are read. Prefill is dense.
+any key of the page. The current page and those with the largest bounds are read. Prefill is dense. The paper leaves
+the first two layers dense (``dense_layers=2``) and lets each query head choose (``share_pages=False``).
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ class QuestOptions(PolicyOptions):
     Args:
         page: tokens of a page.
         budget: tokens read beside the current page; a multiple of ``page``.
+        dense_layers: first layers that read everything; 2 in the paper, none in The Sparse Frontier.
         share_pages: query heads of one kv head read the same pages, chosen by the sum of their bounds.
     """
 
     policy: ClassVar[str] = "quest"
     page: int = 16
     budget: int = 1024
+    dense_layers: int = 0
     share_pages: bool = True
 
     def __post_init__(self) -> None:
         self.require_at_least(1, "page")
+        self.require_at_least(0, "dense_layers")
         self.require(
             self.budget >= self.page and self.budget % self.page == 0,
             "budget",
@@ -87,6 +91,9 @@ class Quest(Policy):
         page = max(1, min(16, budget // 4))
         budget = max(page, (min(budget, length) - 1) // page * page)
         return {"page": page, "budget": budget}
+
+    def serves(self, layer: LayerInfo) -> bool:
+        return super().serves(layer) and layer.index >= self.options.dense_layers
 
     def new_state(self, layer: LayerInfo) -> LayerState:
         return LayerState({"kv": Store(), "pages": Pages()})

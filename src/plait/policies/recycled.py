@@ -7,17 +7,16 @@ attention of the prompt's last token makes the first copy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from plait.errors import OptionError
 from plait.mixers.state import LayerState, Segment
 from plait.policies.base import Policy, PolicyOptions
-from plait.policies.call import Call, LayerInfo
+from plait.policies.call import Call, LayerInfo, ModelInfo
 from plait.policies.importance import best, last_queries, over_group
 from plait.policies.products import band, probabilities
 from plait.policies.store import Keys, Store
@@ -86,6 +85,10 @@ class Recycled(Policy):
     def with_budget(cls, budget: int, length: int) -> dict[str, Any]:
         return {"capacity": min(budget, length), "stride": 4}
 
+    def bind(self, model: ModelInfo) -> None:
+        if self.options.similarity == "raw":
+            model.require_rotation("recycled", "similarity='raw'")
+
     def new_state(self, layer: LayerInfo) -> LayerState:
         return LayerState({"kv": Store(), "small": Store(extras=("importance",)), "last_full": LastFull()})
 
@@ -135,10 +138,7 @@ class Recycled(Policy):
         """Queries in the space in which they are compared."""
         if self.options.similarity == "rotated":
             return q
-        if call.rope is None:
-            raise OptionError(
-                "Policy 'recycled', option similarity='raw': this model's rotation cannot be undone here."
-            )
+        assert call.rope is not None
         return call.rope.unrotate(q)
 
     def refresh(self, call: Call, small: Store, rows: Tensor | None = None) -> None:
@@ -148,7 +148,7 @@ class Recycled(Policy):
             call = call.rows(rows)
         keys = self.keys(call) if rows is None else self.keys(call).rows(rows)
         q, positions, real = last_queries(call, 1)
-        query = self.compared(call, q) if call.phase == "decode" or self.options.similarity == "rotated" else q
+        query = last_queries(replace(call, q=self.compared(call, call.q)), 1)[0]
         last.query = query if rows is None or last.query is None else last.query.index_copy(0, rows, query)
         if small.size and not self.options.refresh and call.phase == "decode":
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,23 @@ class Rope:
         pair = tables if isinstance(tables, tuple) and len(tables) == 2 else None
         return cls(apply, pair, embeddings[0] if embeddings else None, kind, type(module).__name__)
 
+    def arranged(self, move: Callable[[Tensor], Tensor], batch: int) -> Rope:
+        """The same for tokens that ``move`` puts into another order, as in :meth:`Forward.inward`."""
+        return self._with_tables(lambda table: move(table.expand(batch, -1, -1)[:, None])[:, 0])
+
+    def part(self, first: int, last: int) -> Rope:
+        """The same for these tokens only."""
+        return self._with_tables(lambda table: table[:, first:last])
+
+    def rows(self, rows: Tensor) -> Rope:
+        """The same for these rows only."""
+        return self._with_tables(lambda table: table if table.shape[0] == 1 else table.index_select(0, rows))
+
+    def _with_tables(self, change: Callable[[Tensor], Tensor]) -> Rope:
+        if self.tables is None or any(table.dim() != 3 for table in self.tables):
+            return self
+        return replace(self, tables=(change(self.tables[0]), change(self.tables[1])))
+
     def table(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of ``positions`` ``(B, T)``."""
         if self.embedding is None:
@@ -50,6 +67,19 @@ class Rope:
         except TypeError:  # one table for all layers
             pair = self.embedding(like, positions)
         return self._real(pair)
+
+    def refusal(self, q: Tensor) -> str | None:
+        """Why queries ``(B, heads, T, D)`` of this call cannot be turned to other positions; None where they can."""
+        positions = torch.arange(q.shape[2], device=q.device).expand(q.shape[0], -1)
+        try:
+            turned = self.rotate(self.unrotate(q), positions)
+        except OptionError as error:
+            return str(error)
+        except Exception as error:  # the modelling file's own function takes something else
+            return str(self._refusal(f"{type(error).__name__}: {error}"))
+        if torch.allclose(turned.float(), q.float(), rtol=1e-2, atol=1e-2 * float(q.abs().max())):
+            return None
+        return str(self._refusal("turning back and forth does not give what was there"))
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Turn raw ``x`` ``(B, heads, T, D)`` to ``positions`` ``(B, T)``."""
@@ -63,6 +93,12 @@ class Rope:
         width = self._width(cosine)
         scale = norm[:, None, :, :1].to(x.dtype)
         return torch.cat([turned[..., :width] / scale, turned[..., width:]], dim=-1)
+
+    def shift(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Turn ``x`` ``(B, heads, T, D)``, which is turned already, by ``offsets`` ``(B, T)`` positions more."""
+        cosine, sine = self.table(offsets, x)
+        norm = (cosine.square() + sine.square()).sqrt()
+        return self._turn(x, cosine / norm, sine / norm)
 
     def _width(self, cosine: Tensor) -> int:
         """Channels that are turned: some tables hold a cosine per pair, some per channel."""

@@ -95,9 +95,12 @@ class Applied:
         """Refuse a model in which the policy would serve no layer."""
         if not any(self.policy.serves(layer) for layer in info.layers):
             windows = sorted({layer.window for layer in info.layers if layer.window is not None})
+            free = [layer.index for layer in info.layers if layer.window is None]
+            reason = f"the policy's options leave out layers {free}" if free else "they all attend within a window"
+            reason += f", and the others within a window of {windows} tokens" if free and windows else ""
+            reason += f" of their own, {windows} tokens" if not free else ""
             raise OptionError(
-                f"Policy {self.name!r} would do nothing in this {info.name}: all of its {len(info.layers)} layers "
-                f"attend within a window of their own ({', '.join(map(str, windows))} tokens)."
+                f"Policy {self.name!r} would do nothing in the {len(info.layers)} layers of this {info.name}: {reason}."
             )
 
     def report(self) -> Report:
@@ -150,6 +153,9 @@ class Applied:
         if new == 0:  # padding only
             return v.new_zeros(*q.shape[:3], v.shape[-1])
         positions = forward.past[:, None] + torch.arange(new, device=q.device)
+        if forward.order is not None:
+            hidden = None if hidden is None else forward.inward(hidden[:, None])[:, 0]
+            rope = None if rope is None else rope.arranged(forward.inward, q.shape[0])
         cached = state is not None
         call = Call(
             layer=layer,

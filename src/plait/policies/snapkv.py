@@ -1,6 +1,8 @@
 """SnapKV: at the end of the prompt, keep the keys that its last queries attend (2404.14469).
 
-In the version of The Sparse Frontier (2504.17768). Prefill is dense. The prompt counts as ended when single tokens
+In the version of The Sparse Frontier (2504.17768): a kv head's query heads choose together, sinks are kept, and scores
+are averaged over the whole prompt. The paper's code lets every query head choose and pools over the prefix alone
+(``pool_over="prefix"``). Prefill is dense. The prompt counts as ended when single tokens
 follow, so a prompt fed in chunks is compressed once, by its true last queries. After another chunk of several tokens,
 all that is held is compressed again.
 """
@@ -8,7 +10,7 @@ all that is held is compressed again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +33,10 @@ class SnapKVOptions(PolicyOptions):
         pool: neighbours over which scores are averaged; odd.
         sinks: first tokens that are always kept, within the capacity.
         recent: last tokens of the prompt that are always kept, within the capacity.
+        pool_over: what the average over neighbours runs over: the whole ``prompt`` (The Sparse Frontier), or the
+            ``prefix`` before the last queries (the paper's code, where ``recent`` is ``last_queries`` and ``sinks`` is
+            0): at the prefix's end the last queries' own keys then count as zeros.
+        pooling: ``mean`` or ``max`` of the neighbours; the paper's code has both.
     """
 
     policy: ClassVar[str] = "snapkv"
@@ -39,11 +45,18 @@ class SnapKVOptions(PolicyOptions):
     pool: int = 21
     sinks: int = 4
     recent: int = 128
+    pool_over: Literal["prompt", "prefix"] = "prompt"
+    pooling: Literal["mean", "max"] = "mean"
 
     def __post_init__(self) -> None:
         self.require_at_least(1, "last_queries", "pool")
         self.require_at_least(0, "sinks", "recent")
         self.require(self.pool % 2 == 1, "pool", "must be odd")
+        self.require(
+            self.pool_over == "prompt" or self.recent >= self.last_queries,
+            "recent",
+            f"with pool_over='prefix' the {self.last_queries} last queries are kept unscored; raise it",
+        )
         forced = self.sinks + self.recent
         self.require(self.capacity >= forced, "capacity", f"must hold {forced} sinks and recent tokens; raise it")
 
@@ -57,9 +70,10 @@ class SnapKV(Policy):
 
     @classmethod
     def with_budget(cls, budget: int, length: int) -> dict[str, Any]:
+        budget = min(budget, length)
         recent = max(1, budget // 4)
         sinks = min(4, budget - recent)
-        return {"capacity": min(budget, length), "recent": recent, "sinks": sinks, "pool": 3, "last_queries": recent}
+        return {"capacity": budget, "recent": recent, "sinks": sinks, "pool": 3, "last_queries": recent}
 
     def new_state(self, layer: LayerInfo) -> LayerState:
         return LayerState({"kv": Store(), "last_queries": Store()})
@@ -87,7 +101,11 @@ class SnapKV(Policy):
         if queries.lengths is not None:
             real = torch.arange(width, device=positions.device) < queries.lengths[:, :1]
         weights = probabilities(call, keys, queries.keys, positions.expand(queries.keys.shape[0], -1), real)
-        scores = self.forced(pooled(self.reduced(weights, call.layer.group), self.options.pool), keys)
+        sums = self.reduced(weights, call.layer.group)
+        if self.options.pool_over == "prefix":
+            asking = width if queries.lengths is None else queries.lengths[:, :1, None]
+            sums = sums.masked_fill(slots_of(keys) >= held_of(keys) - asking, 0)
+        scores = self.forced(pooled(sums, self.options.pool, self.options.pooling), keys)
         return scores.masked_fill(keys.places() > call.last_positions[:, None, None], float("-inf"))
 
     def reduced(self, weights: Tensor, group: int) -> Tensor:
@@ -96,10 +114,19 @@ class SnapKV(Policy):
 
     def forced(self, scores: Tensor, keys: Keys) -> Tensor:
         """``scores`` with infinity at the first and the last tokens held."""
-        slots = torch.arange(keys.size, device=scores.device)
-        held = keys.size if keys.lengths is None else keys.lengths[..., None]
-        return scores.masked_fill((slots < self.options.sinks) | (slots >= held - self.options.recent), float("inf"))
+        slots, last = slots_of(keys), held_of(keys) - self.options.recent
+        return scores.masked_fill((slots < self.options.sinks) | (slots >= last), float("inf"))
 
     def select(self, scores: Tensor, keys: Keys) -> tuple[Tensor, Tensor | None]:
         """Slots to keep, ``(B, G, K)``, and their validity."""
         return best(scores, self.options.capacity)
+
+
+def slots_of(keys: Keys) -> Tensor:
+    """Numbers of the slots, ``(S,)``."""
+    return torch.arange(keys.size, device=keys.keys.device)
+
+
+def held_of(keys: Keys) -> Tensor | int:
+    """Filled slots of each head, ``(B, G, 1)``, or their number where all agree."""
+    return keys.size if keys.lengths is None else keys.lengths[..., None]

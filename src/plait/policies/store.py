@@ -109,8 +109,8 @@ class Store(Segment):
     def append(self, *args: object, **kwargs: object) -> None:
         """Refuses: a model without its policy must not go on with the policy's memory."""
         raise CacheError(
-            "This cache was filled under a policy that is no longer applied: go on inside the `with` block, or start "
-            "with a new cache."
+            "This cache was filled under a policy that is not applied here: go on inside its `with` block and in its "
+            "thread, or start with a new cache."
         )
 
     def add(self, keys: Tensor, values: Tensor, positions: Tensor, lengths: Tensor | None, **extras: Tensor) -> None:

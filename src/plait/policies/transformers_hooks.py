@@ -8,7 +8,6 @@ functions, to every other one the attention that the model had.
 from __future__ import annotations
 
 import copy
-import copyreg
 import hashlib
 import inspect
 import threading
@@ -105,6 +104,7 @@ class TransformersAttachment(Attachment):
         self._handles: list[RemovableHandle] = []
         self._restore: list[Callable[[], None]] = []
         self._config: Any = None
+        self._rotation: str | None = None
 
     @staticmethod
     def of(model: nn.Module) -> TransformersAttachment | None:
@@ -150,9 +150,6 @@ class TransformersAttachment(Attachment):
         for module in self.modules.values():
             self._handles.append(module.register_forward_pre_hook(self._before_attention, with_kwargs=True))
         self.guard_generation(self._restore)
-        layers = tuple(self.layers[index] for index in sorted(self.layers))
-        digest = hashlib.sha256(repr((type(model).__name__, layers)).encode()).hexdigest()[:16]
-        self.info = ModelInfo(type(model).__name__, layers, digest)
 
     def _record(self, model: PreTrainedModel) -> None:
         """Three tokens, one of them padding, show which modules attend, and how."""
@@ -166,6 +163,9 @@ class TransformersAttachment(Attachment):
         """The same tokens under dense attention with a policy's cache: what fails, fails on entry."""
         with trial(self):
             _short_pass(model, use_cache=True)
+        layers = tuple(self.layers[index] for index in sorted(self.layers))
+        digest = hashlib.sha256(repr((type(model).__name__, layers)).encode()).hexdigest()[:16]
+        self.info = ModelInfo(type(model).__name__, layers, digest, self._rotation)
 
     def _check_layers(self, config: Any) -> None:
         name, depth = type(self.model).__name__, config.num_hidden_layers
@@ -203,11 +203,14 @@ class TransformersAttachment(Attachment):
         names = [name for name in (CACHE_NAME, "past_key_values", "cache") if kwargs.get(name) is not None]
         name = names[0] if names else CACHE_NAME
         given = kwargs.get(name, arguments.get(CACHE_NAME))
-        cache = self._cache_for(applied, module, given, arguments.get("use_cache", extra.get("use_cache")))
+        use_cache = arguments.get("use_cache", extra.get("use_cache"))
+        cache = self._cache_for(applied, module, given, use_cache)
         self._thread.forward_pass = Pass(seen=0 if cache is None else cache.slots)
         applied.passes += 1
         mask = arguments.get("attention_mask")
         _refuse_structure(mask, arguments.get("position_ids"), given is not None)
+        if cache is given and use_cache is None:  # the model must not make a cache of its own
+            return args, {**kwargs, "use_cache": cache is not None}
         if cache is given:
             return None
         if CACHE_NAME in arguments and CACHE_NAME not in kwargs:
@@ -273,7 +276,9 @@ class TransformersAttachment(Attachment):
             if kwargs.get(name) is not None:
                 raise OptionError(f"Packed documents ({name}) are not supported under a policy: pad the batch instead.")
         hidden, tables, cache = self._pass.inputs.pop(id(module), (None, None, None))
-        layer = self.layers[module.layer_idx]
+        layer, rope = self.layers[module.layer_idx], Rope.of(module, tables, self.model)
+        if applied.tries and self._rotation is None:
+            self._rotation = rope.refusal(query)
         o = applied.attend(
             layer,
             query,
@@ -283,7 +288,7 @@ class TransformersAttachment(Attachment):
             Scoring(query.shape[-1] ** -0.5 if scaling is None else float(scaling), softcap, s_aux),
             None if cache is None else cache.layers[layer.index].state,
             hidden,
-            Rope.of(module, tables, self.model),
+            rope,
         )
         return o.transpose(1, 2).contiguous()
 
@@ -407,11 +412,18 @@ def _by_thread(config: Any, attachment: TransformersAttachment) -> Any:
         self.__dict__[field_name] = value
 
     def reduce(self: Any, protocol: Any) -> Any:  # copies and pickles are plain configurations
-        return copyreg.__newobj__, (kind,), dict(self.__dict__)  # type: ignore[attr-defined]
+        return _plain, (kind, dict(self.__dict__))
 
     members = {"__module__": kind.__module__, field_name: property(read, write), "__reduce_ex__": reduce}
     object.__setattr__(twin, "__class__", type(kind)(kind.__name__, (kind,), members))
     return twin
+
+
+def _plain(kind: type, values: dict[str, Any]) -> Any:
+    """A configuration of these values."""
+    config = kind.__new__(kind)
+    config.__dict__.update(values)
+    return config
 
 
 def _short_pass(model: PreTrainedModel, use_cache: bool) -> None:

@@ -1,8 +1,10 @@
 """Vertical-Slash (the pattern of MInference, 2407.02490, in the version of The Sparse Frontier, 2504.17768).
 
 The prompt's last queries show which columns (keys that all attend) and which diagonals (distances) of the attention
-matrix carry its mass; only these are computed in prefill. Decoding is dense. The choice looks at the end of the
-prompt, so a text's own tokens leak into earlier ones: do not measure perplexity in one pass with it.
+matrix carry its mass; only these are computed in prefill. Some are taken whatever they carry: MInference's own code
+takes the first 30 columns and the 100 nearest diagonals, and asks the last 64 queries (``sinks=30, near=100,
+last_queries=64``). Decoding is dense. The choice looks at the end of the prompt, so a text's own tokens leak into
+earlier ones: do not measure perplexity in one pass with it.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ class VerticalSlashOptions(PolicyOptions):
 
     Args:
         vertical: columns per query head, the first ``sinks`` among them.
-        slash: diagonals per query head, the ``block`` nearest among them.
+        slash: diagonals per query head, the nearest ``near`` among them.
         last_queries: queries at the prompt's end whose attention decides.
         sinks: first columns that are always taken.
+        near: nearest diagonals that are always taken; None: ``block`` of them.
         block: queries that are computed together, and the length of the pieces of diagonals.
     """
 
@@ -38,13 +41,20 @@ class VerticalSlashOptions(PolicyOptions):
     slash: int = 512
     last_queries: int = 256
     sinks: int = 4
+    near: int | None = None
     block: int = 64
 
     def __post_init__(self) -> None:
         self.require_at_least(1, "last_queries", "block")
         self.require_at_least(0, "sinks")
         self.require(self.vertical >= self.sinks, "vertical", f"must hold the {self.sinks} sinks; raise it")
-        self.require(self.slash >= self.block, "slash", f"must hold the {self.block} nearest diagonals; raise it")
+        self.require(self.near is None or self.near >= 1, "near", "must be 1 or more: a query sees itself")
+        self.require(self.slash >= self.forced, "slash", f"must hold the {self.forced} nearest diagonals; raise it")
+
+    @property
+    def forced(self) -> int:
+        """Nearest diagonals that are always taken."""
+        return self.block if self.near is None else self.near
 
 
 class VerticalSlash(Policy):
@@ -71,7 +81,7 @@ class VerticalSlash(Policy):
         vertical, slash = pattern_sums(call, self.whole_keys(call), self.options.last_queries)
         lengths = call.last_positions + 1
         vertical[..., : self.options.sinks] = float("inf")
-        slash[..., : self.options.block] = float("inf")
+        slash[..., : self.options.forced] = float("inf")
         return best(beyond(vertical, lengths), self.options.vertical), best(beyond(slash, lengths), self.options.slash)
 
 

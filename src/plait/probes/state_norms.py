@@ -7,6 +7,7 @@ is one that longer texts will carry out of the range that later layers know. The
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -61,6 +62,7 @@ class StateNorms(Probe):
         super().__init__(model, options)
         self._found: list[dict[str, Any]] = []
         self._handle: Any = None
+        self._watching: ContextVar[bool] = ContextVar("plait_state_norms")
 
     def __enter__(self) -> Self:
         if not isinstance(self.model, (PlaitForCausalLM, PlaitModel)):
@@ -68,16 +70,23 @@ class StateNorms(Probe):
                 f"state_norms reads the recurrent states of plait's models; {type(self.model).__name__} is none. "
                 "'plait import' takes over models of other libraries."
             )
+        if self._handle is not None:
+            raise OptionError("This StateNorms is already in force: make another one for another thread.")
         self._mixers = [spec.mixer for spec in self.model.config.layers()]
         self._handle = self.model.register_forward_hook(self._after)
+        self._watching.set(True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._handle.remove()
+        self._handle = None
+        self._watching.set(False)
 
     def _after(self, module: nn.Module, args: Any, outputs: Any) -> None:
+        if not self._watching.get(False):  # a pass of another thread
+            return
         cache = outputs[CACHE_NAME]
         if not isinstance(cache, PlaitCache):
             return

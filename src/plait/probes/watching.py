@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from plait.errors import OptionError
 from plait.policies.call import Call
 from plait.policies.dense import Dense
 from plait.policies.runtime import Applied
@@ -58,6 +59,8 @@ class AttentionProbe(Probe):
         """
 
     def __enter__(self) -> Self:
+        if self._applied is not None:
+            raise OptionError(f"This {type(self).__name__} is already in force: make another one for another thread.")
         applied = Applied(self.model, Watched(self.show), type(self).__name__)
         applied.__enter__()
         self._applied = applied

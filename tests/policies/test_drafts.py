@@ -1,0 +1,54 @@
+"""Generation from drafts under a policy: the same text, or a refusal before it begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import plait
+from plait import catalog
+from plait.errors import OptionError
+from plait.probes.masking import MaskedHeads
+from policies.tiny_models import decoder, generate, tokens
+
+
+def prompt() -> dict[str, Any]:
+    return {"input_ids": tokens(1, 12).repeat(1, 2)}
+
+
+@pytest.mark.parametrize("family", ["llama", "plait"])
+@pytest.mark.parametrize("name", [n for n in catalog.names("policy") if n not in ("dense", "per_layer")])
+def test_policies_refuse_drafts_before_anything_runs(name: str, family: str) -> None:
+    model = decoder(family)
+    kind = catalog.get(name, "policy").load()
+    with plait.policy(model, name, **kind.with_budget(8, 40)) as applied:
+        for drafts in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": decoder(family)}):
+            with pytest.raises(OptionError, match=f"{name}.*drafts"):
+                generate(model, prompt(), new=8, **drafts)
+        assert applied.report().dense_pairs == 0
+        generate(model, prompt(), new=2)
+
+
+def test_dense_attention_takes_drafts() -> None:
+    model = decoder("llama")
+    expected = generate(model, prompt(), new=12)
+    with plait.policy(model, "dense"):
+        assert torch.equal(generate(model, prompt(), new=12, prompt_lookup_num_tokens=3), expected)
+        assert torch.equal(generate(model, prompt(), new=12, assistant_model=decoder("llama")), expected)
+    assert torch.equal(generate(model, prompt(), new=12, prompt_lookup_num_tokens=3), expected)
+
+
+def test_windows_and_masked_heads_refuse_drafts() -> None:
+    """A window forgets what a rejected draft would need; heads are masked in single tokens only."""
+    with plait.policy(decoder("gemma3_text"), "dense") as applied, pytest.raises(OptionError, match="drafts"):
+        generate(applied.model, prompt(), prompt_lookup_num_tokens=3)
+    with plait.policy(decoder("llama"), MaskedHeads([(0, 1)])) as applied:
+        assert not applied.takes_drafts
+
+
+def test_continuous_batching_is_refused() -> None:
+    model = decoder("llama")
+    with plait.policy(model, "streaming"), pytest.raises(OptionError, match="continuous batching"):
+        model.generate_batch(inputs=[[3, 4, 5]])
