@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,12 +43,14 @@ class Meter:
         self.work: dict[tuple[int, str], Work] = {}
         self.bytes_held: dict[int, int] = {}
         self.bytes_held_dense: dict[int, int] = {}
+        self._lock = threading.Lock()
 
     def add(self, layer: int, phase: str, **counts: Count) -> None:
         """Add ``counts`` (fields of :class:`Work`) to a layer's sums."""
-        work = self.work.setdefault((layer, phase), Work())
-        for name, value in counts.items():
-            setattr(work, name, getattr(work, name) + value)
+        with self._lock:
+            work = self.work.setdefault((layer, phase), Work())
+            for name, value in counts.items():
+                setattr(work, name, getattr(work, name) + value)
 
     def pairs(self, layer: int) -> int:
         """Pairs scored in a layer so far."""
