@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,6 +53,14 @@ def test_lightning_twin_has_the_teachers_queries_keys_and_values(kind: str) -> N
     assert torch.equal(twin.o_proj.weight, attention.o_proj.weight)
 
 
+@pytest.mark.parametrize("recipe", [Halo(), Lizard()], ids=["lightning", "lizard"])
+def test_the_epsilon_of_the_norm_of_queries_and_keys_is_carried(recipe: Recipe) -> None:
+    attention = {"num_heads": 4, "num_kv_heads": 2, "qk_norm": True, "qk_norm_eps": 1e-3}
+    config = PlaitConfig(vocab_size=9, hidden_size=32, layer_types=["attention"] * 2, mixers={"attention": attention})
+    student = build_student(PlaitForCausalLM(config), recipe, [0], seed=0)
+    assert [(layer.attn.q_norm.eps, layer.attn.k_norm.eps) for layer in student.model.layers] == [(1e-3, 1e-3)] * 2
+
+
 def test_gated_deltanet_twin_starts_from_the_teachers_projections() -> None:
     model = teacher()
     twin = build_student(model, Halo(mixer="gated_deltanet"), [0], seed=0).model.layers[2].attn
@@ -79,6 +88,11 @@ def test_hype_moves_rotary_embeddings() -> None:
     specs = student.config.layers()
     assert [spec.options.rope_base for spec in specs] == [10000.0, None, 10000.0]
     assert specs[1].options.output_gate
+    assert specs[1].options.logit_scaling == 362
+    assert build_student(teacher(), PLAIN, [1], seed=0).config.layers()[1].options.logit_scaling is None
+    assert build_student(teacher(), Halo(logit_scaling=None), [1], seed=0).config.layers()[1].options == replace(
+        specs[1].options, logit_scaling=None
+    )
     assert [spec.options.rope_base for spec in build_student(teacher(), PLAIN, [1], seed=0).config.layers()] == [
         1e4
     ] * 3

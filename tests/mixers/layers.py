@@ -28,7 +28,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mla-queries": ("mla", {"num_heads": 3, "q_lora_rank": 10, "v_head_dim": 4, "rope_base": None}),
     "kda-grouped": ("kda", {"num_heads": 2, "num_v_heads": 4, "head_dim": 4, "expand_v": 2.0}),
     "kda-bounded": ("kda", {"lower_bound": -5.0, "use_short_conv": False, "output_gate_bias": False}),
-    "deltanet-gate": ("deltanet", {"use_gate": True, "qk_activation": "elu", "qk_norm": "sum", "conv_size": 3}),
+    "deltanet-gate": ("deltanet", {"use_gate": True, "qk_activation": "elu", "qk_norm": "abs_sum", "conv_size": 3}),
     "deltanet-plain": ("deltanet", {"use_beta": False, "use_short_conv": False}),
     "gla-grouped": ("gla", {"num_kv_heads": 2, "use_short_conv": True, "clamp_min": -0.05}),
     "gla-ungated": ("gla", {"use_output_gate": False, "num_heads": 2}),
@@ -101,9 +101,9 @@ def unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def rms(x: Tensor, weight: Tensor) -> Tensor:
+def rms(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """RMS norm over the last axis."""
-    return F.rms_norm(x, weight.shape, weight, 1e-6)
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def near(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:

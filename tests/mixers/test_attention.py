@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,10 +12,11 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from mixers.layers import heads, inputs, make, near, run
-from plait.errors import CacheError
+from plait.errors import CacheError, OptionError
 from plait.mixers import Context
 from plait.mixers import attention as module
 from plait.mixers.attention import Attention, attend, visible_pairs
+from plait.models import PlaitConfig, PlaitForCausalLM
 from plait.nn import rotary
 
 
@@ -179,3 +183,70 @@ def test_a_padding_slot_sees_itself() -> None:
     weights = m.effective_weights(x, Context.plain(x, padding=torch.tensor([0, 6])))
     near(weights[1, :, :6, :6], torch.eye(6, dtype=x.dtype).expand(2, 6, 6))
     near(weights[1, :, 6:, :6], torch.zeros(2, 13, 6, dtype=x.dtype))
+
+
+def scaled(m: Attention, x: Tensor, constant: float) -> Tensor:
+    """HypeNet's layer, token by token: the query at position t times ``log(t + a) / log(a)``, no positions else."""
+    q, k, v = (heads(p(x), 2) for p in (m.q_proj, m.k_proj, m.v_proj))
+    outputs = []
+    for t in range(x.shape[1]):
+        query = q[:, t] * math.log(t + constant) / math.log(constant)
+        scores = torch.einsum("bhd,bshd->bhs", query, k[:, : t + 1]) / q.shape[-1] ** 0.5
+        outputs.append(torch.einsum("bhs,bshd->bhd", scores.softmax(-1), v[:, : t + 1]).flatten(1))
+    return m.o_proj(torch.stack(outputs, dim=1))
+
+
+HYPE = {"num_heads": 2, "rope_base": None, "logit_scaling": 7.0}
+
+
+def test_scores_grow_with_the_position_outside_training() -> None:
+    m, x = make("attention", **HYPE), inputs()
+    near(run(m.eval(), x), scaled(m, x, 7.0))
+    assert not torch.allclose(run(m, x), run(m.train(), x))
+    near(run(m, x), run(make("attention", **HYPE | {"logit_scaling": None}), x))
+
+
+def test_scores_count_positions_of_the_document() -> None:
+    """The same alone, cached in pieces, behind padding, and behind another document."""
+    m, x = make("attention", **HYPE).eval(), inputs()
+    expected = run(m, x)
+    state = m.new_state()
+    pieces, start = [], 0
+    for piece in x.split([5, 1, 1, 12], dim=1):
+        positions = torch.arange(start, start + piece.shape[1]).expand(len(x), -1)
+        pieces.append(m(piece, Context(positions, state=state)))
+        start += piece.shape[1]
+    near(torch.cat(pieces, dim=1), expected)
+    padded = torch.cat([torch.ones(2, 4, x.shape[-1], dtype=x.dtype), x], dim=1)
+    positions = (torch.arange(23) - 4).clamp(min=0).expand(2, -1)
+    near(m(padded, Context(positions, padding=torch.tensor([4, 4])))[:, 4:], expected)
+    packed = torch.cat([x[:1, :8], x[1:]], dim=1)
+    positions = torch.cat([torch.arange(8), torch.arange(19)])[None]
+    near(m(packed, Context(positions, cu_seqlens=torch.tensor([0, 8, 27])))[:, 8:], expected[1:])
+
+
+@torch.no_grad()
+def test_a_model_whose_scores_grow_with_the_position_decodes_and_pads_alike() -> None:
+    torch.manual_seed(0)
+    config = PlaitConfig(
+        vocab_size=31, hidden_size=16, layer_types=["lightning", "attention"], mixers={"attention": HYPE}
+    )
+    model = PlaitForCausalLM(config).double().eval()
+    for parameter in model.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    ids = torch.arange(20).view(2, 10)
+    expected = model(ids).logits
+    first = model(ids[:, :6], use_cache=True)
+    near(model(ids[:, 6:], past_key_values=first.past_key_values).logits, expected[:, 6:])
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), ids], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, :3] = 0
+    near(model(padded, attention_mask=mask).logits[:, 3:], expected)
+    model.model.layers[1].attn.options = dataclasses.replace(model.model.layers[1].attn.options, logit_scaling=None)
+    assert not torch.allclose(model(ids).logits, expected)
+
+
+@pytest.mark.parametrize("constant", [1.0, 0.5, math.inf, math.nan])
+def test_the_constant_of_the_scores_is_above_one(constant: float) -> None:
+    with pytest.raises(OptionError, match="logit_scaling=.*above 1"):
+        make("attention", logit_scaling=constant)

@@ -9,11 +9,16 @@ from torch.nn import functional as F
 
 from mixers.layers import heads, inputs, make, near, plain_convolution, rms, run, unit
 from plait.mixers import Context
+from plait.mixers.deltanet import NORMS as NORMED
 from plait.mixers.deltanet import DeltaNet
 from plait.mixers.linear import Recurrence
 
 MAPS = {"silu": F.silu, "relu": F.relu, "elu": lambda x: F.elu(x) + 1, "identity": lambda x: x}
-NORMS = {"l2": unit, "sum": lambda x: x / x.sum(-1, keepdim=True)}
+NORMS = {
+    "l2": unit,
+    "signed_sum": lambda x: x / x.sum(-1, keepdim=True),
+    "abs_sum": lambda x: x / x.abs().sum(-1, keepdim=True),
+}
 
 
 def naive(m: DeltaNet, x: Tensor, qk: str = "silu", norm: str = "l2", scale: float = 1.0) -> Tensor:
@@ -31,7 +36,17 @@ def naive(m: DeltaNet, x: Tensor, qk: str = "silu", norm: str = "l2", scale: flo
     return rms(torch.stack(outputs, dim=1), m.o_norm.weight).flatten(2) @ m.o_proj.weight.T
 
 
-@pytest.mark.parametrize(("qk", "norm"), [("silu", "l2"), ("relu", "l2"), ("identity", "l2"), ("elu", "sum")])
+@pytest.mark.parametrize(
+    ("qk", "norm"),
+    [
+        ("silu", "l2"),
+        ("relu", "l2"),
+        ("identity", "l2"),
+        ("elu", "signed_sum"),
+        ("silu", "abs_sum"),
+        ("identity", "abs_sum"),
+    ],
+)
 def test_layer_is_its_recurrence(qk: str, norm: str) -> None:
     m = make("deltanet", qk_activation=qk, qk_norm=norm)
     x = inputs()
@@ -105,3 +120,9 @@ def test_eigenvalues_of_a_write_stay_in_range() -> None:
         values = torch.linalg.eigvalsh(torch.eye(12, dtype=x.dtype) - r.beta[..., None, None] * k)
         assert values.max() < 1 + 1e-12
         assert (values.min(-1).values >= 1 - r.beta - 1e-12).all()
+
+
+def test_sums_of_signed_entries_and_of_their_sizes() -> None:
+    x = torch.tensor([[1.0, -3.0], [0.0, 0.0], [2.0, 6.0]]).double()
+    near(NORMED["signed_sum"](x), torch.tensor([[-0.5, 1.5], [0.0, 0.0], [0.25, 0.75]]).double())
+    near(NORMED["abs_sum"](x), torch.tensor([[0.25, -0.75], [0.0, 0.0], [0.25, 0.75]]).double())

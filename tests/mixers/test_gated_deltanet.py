@@ -29,13 +29,15 @@ def naive(m: GatedDeltaNet, x: Tensor, H: int, HV: int, *, double_beta: bool = F
         held = torch.einsum("bhkv,bhk->bhv", state, k[:, t])
         state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t, :, None] * (v[:, t] - held))
         outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]) * q.shape[-1] ** -0.5)
-    o = rms(torch.stack(outputs, dim=1), m.o_norm.weight) * F.silu(heads(x @ m.g_proj.weight.T, HV))
+    activation = torch.sigmoid if m.options.output_gate_activation == "sigmoid" else F.silu
+    o = rms(torch.stack(outputs, dim=1), m.o_norm.weight) * activation(heads(x @ m.g_proj.weight.T, HV))
     return o.flatten(2) @ m.o_proj.weight.T
 
 
+@pytest.mark.parametrize("activation", ["silu", "sigmoid"])
 @pytest.mark.parametrize("length", [1, 3, 19, 70])
-def test_layer_is_its_recurrence(length: int) -> None:
-    m = make("gated_deltanet")
+def test_layer_is_its_recurrence(length: int, activation: str) -> None:
+    m = make("gated_deltanet", output_gate_activation=activation)
     x = inputs(length=length)
     near(run(m, x), naive(m, x, 2, 2))
 

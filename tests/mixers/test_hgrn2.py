@@ -29,7 +29,7 @@ def naive(m: HGRN2, x: Tensor, layer: int, H: int, lower: Tensor | None, convolv
         state = f[:, t, ..., None] * state + (1 - f[:, t])[..., None] * v[:, t, :, None]
         outputs.append((q[:, t, :, None] @ state).squeeze(-2) * q.shape[-1] ** -0.5)
     o = torch.stack(outputs, dim=1).flatten(2)  # normed over the whole width, not per head
-    return rms(o, m.g_norm.weight) @ m.o_proj.weight.T
+    return rms(o, m.g_norm.weight, m.options.norm_eps or 1e-6) @ m.o_proj.weight.T
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -51,3 +51,15 @@ def test_the_key_is_what_the_gate_forgets() -> None:
     x = inputs()
     r = m.recurrence(x, Context.plain(x, shared=shared(m)))
     near(r.k + r.log_decay.exp(), torch.ones_like(r.k), 1e-15)
+
+
+def test_the_norm_of_the_read_out_has_its_own_epsilon() -> None:
+    """1e-5 unless an option says otherwise, which small read-outs show; None is the model's."""
+    x = inputs() * 1e-2
+    outputs = []
+    for options, eps in (({}, 1e-5), ({"norm_eps": 1e-3}, 1e-3), ({"norm_eps": None}, 1e-6)):
+        m = make("hgrn2", use_lower_bound=False, **options)
+        assert m.g_norm.eps == eps
+        outputs.append(run(m, x))
+        near(outputs[-1], naive(m, x, 1, 2, None))
+    assert (outputs[0] - outputs[2]).norm() > 0.1 * outputs[2].norm()

@@ -84,3 +84,11 @@ def test_the_state_is_fp32_in_bf16() -> None:
     state = m.new_state()
     run(m, inputs().bfloat16(), state=state)
     assert state["recurrent"].value.dtype == torch.float32
+
+
+def test_the_norm_of_queries_and_keys_has_its_own_epsilon() -> None:
+    x = inputs() * 1e-3
+    own, model = make("lightning", qk_norm_eps=1e-2), make("lightning")
+    assert (own.q_norm.eps, own.k_norm.eps, own.o_norm.eps) == (1e-2, 1e-2, 1e-6)
+    assert (model.q_norm.eps, model.k_norm.eps) == (1e-6, 1e-6)
+    assert not torch.allclose(run(own, x), run(model, x))

@@ -45,6 +45,8 @@ class Halo(Recipe):
     Args:
         mixer: what replaces attention.
         hype: take the rotary embedding out of the layers that stay attention.
+        logit_scaling: constant a of those layers: outside training, scores of the token at position t are multiplied by
+            ``log(t + a) / log(a)``. One number a model; 500 for the published one of 2 billion parameters. None: not.
         gate: output gate of those layers: ``none``; ``fresh`` starts near a half, as published; ``identity`` starts at
             exactly 1 after the output projection was doubled, so that the layer is unchanged at first.
         trained: what ``distil`` and ``tune`` train: ``all``, or only the ``converted`` layers (MiniCPM-SALA).
@@ -65,6 +67,7 @@ class Halo(Recipe):
 
     mixer: Literal["lightning", "gated_deltanet"] = "lightning"
     hype: bool = True
+    logit_scaling: float | None = 362.0
     gate: Literal["none", "fresh", "identity"] = "fresh"
     trained: Literal["all", "converted"] = "all"
 
@@ -74,6 +77,7 @@ class Halo(Recipe):
         options: dict[str, Any] = {"num_heads": heads, "head_dim": head_dim}
         if self.mixer == "lightning":
             options |= {"rope_base": attention.rope_base, "qk_norm": attention.qk_norm}
+            options |= {"qk_norm_eps": attention.qk_norm_eps}
         return self.mixer, options
 
     def twin_weights(self, attention: Attention, twin: Mixer) -> dict[str, Tensor]:
@@ -92,7 +96,7 @@ class Halo(Recipe):
         return weights
 
     def kept(self, attention: AttentionOptions) -> dict[str, Any]:
-        changes: dict[str, Any] = {"rope_base": None} if self.hype else {}
+        changes: dict[str, Any] = {"rope_base": None, "logit_scaling": self.logit_scaling} if self.hype else {}
         return changes if self.gate == "none" else changes | {"output_gate": True}
 
     def kept_weights(self, attention: Attention, kept: Mixer) -> dict[str, Tensor]:

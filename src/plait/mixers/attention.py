@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -39,6 +40,8 @@ class AttentionOptions(MixerOptions):
         qk_norm_per_head: one norm for every head, all with the same weights; otherwise one over all heads together,
             as in OLMo 2.
         window: tokens that a query sees, itself included; None: all before it.
+        logit_scaling: constant a, above 1: outside training, scores of the token at position t of its document, from 0,
+            are multiplied by ``log(t + a) / log(a)``, as HypeNet's layers without positions do (2601.22156); None: not.
         output_gate: multiply the result with ``sigmoid(W_g x)``.
         qkv_bias: biases on the query, key and value projections.
         use_short_conv: convolve q, k and v before heads are made, as the delta rule's mixers do; softmax attention
@@ -56,6 +59,7 @@ class AttentionOptions(MixerOptions):
     qk_norm_eps: float | None = None
     qk_norm_per_head: bool = True
     window: int | None = None
+    logit_scaling: float | None = None
     output_gate: bool = False
     qkv_bias: bool = False
     use_short_conv: bool = False
@@ -65,6 +69,8 @@ class AttentionOptions(MixerOptions):
         self.require_positive("num_heads", "num_kv_heads", "head_dim", "rope_base", "window", "conv_size")
         self.require_positive("qk_norm_eps", "partial_rotary_factor")
         self.require(self.partial_rotary_factor <= 1, "partial_rotary_factor", "is a share: 1 at most")
+        scales = self.logit_scaling is None or 1 < self.logit_scaling < math.inf
+        self.require(scales, "logit_scaling", "divides by its logarithm: a number above 1, such as 500")
 
     def heads(self, dims: Dims) -> tuple[int, int, int]:
         """Query heads H, key-value heads N and head dim D in a model of these ``dims``.
@@ -121,7 +127,7 @@ class Attention(ConvolvedMixer):
             self.g_proj = nn.Linear(d, H * D, bias=False)
 
     def queries_keys_values(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``(B, T, H, D)``, keys and values ``(B, T, N, D)``, normed and turned."""
+        """Queries ``(B, T, H, D)``, keys and values ``(B, T, N, D)``, normed, turned and scaled."""
         D = self.sizes[2]
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.options.use_short_conv:
@@ -134,6 +140,8 @@ class Attention(ConvolvedMixer):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.rope_base is not None:
             q, k = (self._rotate(y, context, self.options.rope_base) for y in (q, k))
+        if self.options.logit_scaling is not None and not self.training:
+            q = scaled_queries(q, context.positions, self.options.logit_scaling)
         return q, k, v
 
     def _rotate(self, x: Tensor, context: Context, base: float) -> Tensor:
@@ -192,6 +200,20 @@ class Attention(ConvolvedMixer):
         k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
         scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
         return visible_softmax(scores, context, self.options.window)
+
+
+def scaled_queries(q: Tensor, positions: Tensor, constant: float) -> Tensor:
+    """``q log(t + a) / log(a)`` for the position t of each query: a text longer than those of the training has more keys
+    to tell apart, so its scores are drawn further apart (HypeNet, 2601.22156).
+
+    Args:
+        q: ``(B, T, H, D)``.
+        positions: ``(B, T)``, from 0 in each document.
+        constant: a, above 1.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    factor = torch.log(positions.to(dtype) + constant) / math.log(constant)
+    return (q * factor[..., None, None]).to(q.dtype)
 
 
 def visible_softmax(scores: Tensor, context: Context, window: int | None) -> Tensor:

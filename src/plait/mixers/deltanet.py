@@ -28,7 +28,9 @@ class DeltaNetOptions(LinearOptions):
         use_gate: gate the output.
         use_short_conv: convolve q, k and v.
         conv_size: taps of the convolution.
-        qk_norm: ``l2`` (unit length) or ``sum`` (entries add up to 1).
+        qk_norm: ``l2`` (unit length); ``signed_sum`` (entries add up to 1) or ``abs_sum`` (their sizes do), which are
+            the same where ``qk_activation`` leaves nothing below 0. flash-linear-attention calls both ``sum``: the
+            first before its version 0.6, the second since.
         qk_activation: map of q and k before the norm; ``elu`` is ``elu + 1``.
         allow_neg_eigval: writing strength in (0, 2) in place of (0, 1), so that a write can flip a component.
     """
@@ -40,14 +42,14 @@ class DeltaNetOptions(LinearOptions):
     expand_v: float = 1.0
     use_beta: bool = True
     use_gate: bool = False
-    qk_norm: Literal["l2", "sum"] = "l2"
+    qk_norm: Literal["l2", "signed_sum", "abs_sum"] = "l2"
     qk_activation: Literal["silu", "relu", "elu", "identity"] = "silu"
     allow_neg_eigval: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("num_heads", "expand_k", "expand_v")
-        self.require(self.qk_norm in ("l2", "sum"), "qk_norm", "choose 'l2' or 'sum'")
+        self.require(self.qk_norm in NORMS, "qk_norm", f"choose one of {', '.join(NORMS)}")
         self.require(self.qk_activation in ACTIVATIONS, "qk_activation", f"choose one of {', '.join(ACTIVATIONS)}")
 
     def heads(self, dims: Dims) -> Heads:
@@ -55,12 +57,19 @@ class DeltaNetOptions(LinearOptions):
         return Heads(H, H, self.expanded("expand_k", dims, H), self.expanded("expand_v", dims, H))
 
 
-def sum_norm(x: Tensor) -> Tensor:
+def signed_sum_norm(x: Tensor) -> Tensor:
     """``x / sum(x)`` over the last axis; zero maps to zero."""
     wide = widen(x)
     total = wide.sum(-1, keepdim=True)
     return (wide / torch.where(total == 0, 1, total)).to(x.dtype)
 
+
+def abs_sum_norm(x: Tensor) -> Tensor:
+    """``x / max(sum |x|, 1e-6)`` over the last axis."""
+    return F.normalize(widen(x), p=1.0, dim=-1, eps=1e-6).to(x.dtype)
+
+
+NORMS = {"l2": l2_norm, "signed_sum": signed_sum_norm, "abs_sum": abs_sum_norm}
 
 ACTIVATIONS = {
     "silu": F.silu,
@@ -102,7 +111,7 @@ class DeltaNet(LinearMixer):
         if self.options.use_short_conv:
             q, k, v = (self.convolve(name, y, context) for name, y in (("q", q), ("k", k), ("v", v)))
         activation = ACTIVATIONS[self.options.qk_activation]
-        normalise = l2_norm if self.options.qk_norm == "l2" else sum_norm
+        normalise = NORMS[self.options.qk_norm]
         q, k = (normalise(activation(split_heads(y, self.heads.K))) for y in (q, k))
         v = split_heads(F.silu(v), self.heads.V)
         beta = torch.sigmoid(widen(self.b_proj(x))) if self.options.use_beta else torch.ones_like(widen(v[..., 0]))

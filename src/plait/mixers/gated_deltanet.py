@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,7 @@ class GatedDeltaNetOptions(GroupedValueOptions):
         num_v_heads: value heads, a multiple of ``num_heads``; None: as many.
         expand_v: value channels of a head over its key channels.
         use_gate: gate the output.
+        output_gate_activation: of that gate, ``silu`` as published, or ``sigmoid``.
         use_short_conv: convolve q, k and v.
         conv_size: taps of the convolution.
         allow_neg_eigval: writing strength in (0, 2) in place of (0, 1), so that a write can flip a component.
@@ -81,11 +82,14 @@ class GatedDeltaNetOptions(GroupedValueOptions):
     mixer: ClassVar[str] = "gated_deltanet"
     widest: ClassVar[int] = 256
     use_gate: bool = True
+    output_gate_activation: Literal["silu", "sigmoid"] = "silu"
     norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("norm_eps")
+        known = self.output_gate_activation in ("silu", "sigmoid")
+        self.require(known, "output_gate_activation", "choose 'silu' or 'sigmoid'")
 
 
 class GatedDeltaNet(LinearMixer):
@@ -114,7 +118,7 @@ class GatedDeltaNet(LinearMixer):
         eps = options.norm_eps or dims.norm_eps
         if options.use_gate:
             self.g_proj = linear(d, heads.value_width)
-            self.o_norm: nn.Module = GatedRMSNorm(heads.V, eps)
+            self.o_norm: nn.Module = GatedRMSNorm(heads.V, eps, options.output_gate_activation)
         else:
             self.o_norm = RMSNorm(heads.V, eps)
         self.o_proj = linear(heads.value_width, d)

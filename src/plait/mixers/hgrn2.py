@@ -25,6 +25,8 @@ class HGRN2Options(LinearOptions):
             least) that divide ``hidden_size`` into heads of at most 128 channels.
         expand_ratio: key channels of a head. None: ``hidden_size // num_heads``.
         use_lower_bound: bound the forget gates from below by the model's parameter.
+        norm_eps: epsilon of the norm of the read-out; None: the model's. 1e-5 is what every model that
+            flash-linear-attention trained has, whatever its configuration says.
         use_short_conv: convolve the queries, the forget gate and the input.
         conv_size: taps of the convolution.
     """
@@ -33,10 +35,11 @@ class HGRN2Options(LinearOptions):
     num_heads: int | None = None
     expand_ratio: int | None = None
     use_lower_bound: bool = True
+    norm_eps: float | None = 1e-5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("num_heads", "expand_ratio")
+        self.require_positive("num_heads", "expand_ratio", "norm_eps")
 
     def heads(self, dims: Dims) -> Heads:
         size, H, E = dims.hidden_size, self.num_heads, self.expand_ratio
@@ -67,7 +70,7 @@ class HGRN2(LinearMixer):
         self.f_proj = linear(d, heads.key_width)
         self.i_proj = linear(d, heads.value_width)
         self.add_convolutions(False, q=heads.key_width, f=heads.key_width, i=heads.value_width)
-        self.g_norm = RMSNorm(heads.value_width, dims.norm_eps)
+        self.g_norm = RMSNorm(heads.value_width, options.norm_eps or dims.norm_eps)
         self.o_proj = linear(heads.value_width, d)
 
     @classmethod

@@ -25,6 +25,7 @@ class LightningOptions(LinearOptions):
         head_dim: channels D of a head. None: ``hidden_size // num_heads``.
         rope_base: base of the rotary embedding of q and k; None for no positions.
         qk_norm: RMS norm on every query and key head, before the rotary embedding.
+        qk_norm_eps: epsilon of that norm; None: the model's.
         use_output_gate: multiply the normed result with ``sigmoid(W_z x)``.
         use_short_conv: convolve q, k and v; not part of the published layer.
         conv_size: taps of the convolution.
@@ -35,11 +36,12 @@ class LightningOptions(LinearOptions):
     head_dim: int | None = None
     rope_base: float | None = 10000.0
     qk_norm: bool = True
+    qk_norm_eps: float | None = None
     use_output_gate: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("num_heads", "head_dim", "rope_base")
+        self.require_positive("num_heads", "head_dim", "rope_base", "qk_norm_eps")
 
     def heads(self, dims: Dims) -> Heads:
         size, H, D = dims.hidden_size, self.num_heads, self.head_dim
@@ -74,8 +76,9 @@ class Lightning(LinearMixer):
         self.v_proj = linear(d, width)
         self.add_convolutions(True, q=width, k=width, v=width)
         if options.qk_norm:
-            self.q_norm = RMSNorm(self.heads.K, dims.norm_eps)
-            self.k_norm = RMSNorm(self.heads.K, dims.norm_eps)
+            eps = options.qk_norm_eps or dims.norm_eps
+            self.q_norm = RMSNorm(self.heads.K, eps)
+            self.k_norm = RMSNorm(self.heads.K, eps)
         if options.use_output_gate:
             self.z_proj = linear(d, width)
             self.o_norm: RMSNorm = GatedRMSNorm(width, dims.norm_eps, "sigmoid")

@@ -53,7 +53,7 @@ class Llama(Twin):
         options: Any = spec.options
         self.require_pre_norm(config)
         self.require(spec, qk_norm=self.qk_norm, window=None, output_gate=False, use_short_conv=False)
-        self.require(spec, partial_rotary_factor=1.0, qk_norm_per_head=True)
+        self.require(spec, partial_rotary_factor=1.0, qk_norm_per_head=True, logit_scaling=None)
         if options.qk_norm_eps is not None:
             self.require(spec, qk_norm_eps=config.norm_eps)
         if options.rope_base is None:

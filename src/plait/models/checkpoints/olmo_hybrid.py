@@ -79,7 +79,7 @@ class OlmoHybrid(Twin):
 
     def _linear_fields(self, config: PlaitConfig, spec: LayerSpec) -> dict[str, Any]:
         options: Any = spec.options
-        self.require(spec, use_gate=True, use_short_conv=True)
+        self.require(spec, use_gate=True, output_gate_activation="silu", use_short_conv=True)
         if options.norm_eps is not None or config.norm_eps != _NORM_EPS:
             self.require(spec, norm_eps=_NORM_EPS)
         heads = options.heads(config.dims)
@@ -95,7 +95,7 @@ class OlmoHybrid(Twin):
     def _attention_fields(self, config: PlaitConfig, spec: LayerSpec) -> dict[str, Any]:
         options: Any = spec.options
         self.require(spec, qk_norm=True, qk_norm_per_head=False, output_gate=False, window=None)
-        self.require(spec, use_short_conv=False, partial_rotary_factor=1.0)
+        self.require(spec, use_short_conv=False, partial_rotary_factor=1.0, logit_scaling=None)
         if options.qk_norm_eps is not None:
             self.require(spec, qk_norm_eps=config.norm_eps)
         H, N, D = options.heads(config.dims)

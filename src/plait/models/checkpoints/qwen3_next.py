@@ -90,7 +90,7 @@ class Qwen3Next(Twin):
 
     def _linear_fields(self, config: PlaitConfig, spec: LayerSpec) -> dict[str, Any]:
         options: Any = spec.options
-        self.require(spec, use_gate=True, use_short_conv=True, allow_neg_eigval=False)
+        self.require(spec, use_gate=True, output_gate_activation="silu", use_short_conv=True, allow_neg_eigval=False)
         if options.norm_eps is not None:
             self.require(spec, norm_eps=config.norm_eps)
         heads = options.heads(config.dims)
@@ -105,7 +105,7 @@ class Qwen3Next(Twin):
     def _attention_fields(self, config: PlaitConfig, spec: LayerSpec) -> dict[str, Any]:
         options: Any = spec.options
         self.require(spec, output_gate=True, qk_norm=True, qk_norm_per_head=True)
-        self.require(spec, window=None, qkv_bias=False, use_short_conv=False)
+        self.require(spec, window=None, qkv_bias=False, use_short_conv=False, logit_scaling=None)
         if options.qk_norm_eps is not None:
             self.require(spec, qk_norm_eps=config.norm_eps)
         if options.rope_base is None:
