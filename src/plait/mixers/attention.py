@@ -203,8 +203,8 @@ class Attention(ConvolvedMixer):
 
 
 def scaled_queries(q: Tensor, positions: Tensor, constant: float) -> Tensor:
-    """``q log(t + a) / log(a)`` for the position t of each query: a text longer than those of the training has more keys
-    to tell apart, so its scores are drawn further apart (HypeNet, 2601.22156).
+    """``q log(t + a) / log(a)`` for the position t of each query: a text longer than the training's has more keys to
+    tell apart, so its scores are drawn further apart (HypeNet, 2601.22156).
 
     Args:
         q: ``(B, T, H, D)``.

@@ -186,6 +186,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "use_short_conv": True,
         "conv_size": 4,
         "allow_neg_eigval": False,
+        "output_gate_activation": "swish",
     },
     "kda": {
         "model_type": "kda",

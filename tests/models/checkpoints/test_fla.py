@@ -96,7 +96,10 @@ def test_a_transformer_there_and_back(build: Build, tokens: Tokens, tmp_path: Pa
         ("hgrn2", {"num_heads": None, "expand_ratio": None, "use_short_conv": True}),
         ("gla", {"num_kv_heads": 1, "expand_k": 1.0, "clamp_min": -0.01, "use_short_conv": True}),
         ("gla", {"use_output_gate": False}),
-        ("deltanet", {"use_gate": True, "use_beta": False, "qk_norm": "sum", "qk_activation": "elu", "conv_size": 3}),
+        (
+            "deltanet",
+            {"use_gate": True, "use_beta": False, "qk_norm": "abs_sum", "qk_activation": "elu", "conv_size": 3},
+        ),
         ("deltanet", {"num_heads": None, "use_short_conv": False, "expand_k": 0.5, "expand_v": 2.0}),
         ("gated_deltanet", {"num_v_heads": 4, "use_gate": False, "allow_neg_eigval": True, "use_short_conv": False}),
         ("gated_deltanet", {"num_heads": None, "head_dim": None}),
@@ -128,8 +131,8 @@ def test_attention_in_every_layer_or_in_none(build: Build, tokens: Tokens, tmp_p
     """A hybrid whose list names every layer is the transformer; one whose list is empty is the pure model."""
     model = model_of(build, "attention")
     save_fla(model, tmp_path)
-    fields = FIELDS[mixer] | {"attn": {"layers": [0, 1, 2], "num_heads": 4, "num_kv_heads": 2}}
-    change(tmp_path, **fields)
+    fields = COMMON | FIELDS[mixer] | {"attn": {"layers": [0, 1, 2], "num_heads": 4, "num_kv_heads": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
     if mixer == "hgrn2":
         rewrite(tmp_path, weights_of(tmp_path) | {"model.lower_bounds": torch.ones(3, 16)})
     assert_same_outputs(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
@@ -386,16 +389,97 @@ def test_weights_that_do_not_fit(build: Build, tmp_path: Path) -> None:
         load_fla(tmp_path)
 
 
-def test_unknown_fields_are_named_harmless_ones_are_not(
+def test_unknown_fields_are_refused_harmless_ones_pass_in_silence(
     build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_fla(model_of(build, "gla", hybrid=True), tmp_path)
-    change(tmp_path, use_gk=True, fuse_norm=True, attn_mode="chunk", transformers_version="4.48.0")
+    change(tmp_path, use_gk=True, fuse_norm=True, attn_mode="chunk", transformers_version="4.48.0", _name_or_path="x")
+    change(tmp_path, torchscript=False, top_k=50, is_decoder=False, id2label={"0": "LABEL_0"}, share_conv_kernel=True)
     load_fla(tmp_path)
     assert not caplog.messages
-    change(tmp_path, novelty=1, attn={"layers": [1], **FULL_FIELDS, "sinks": 4})
-    load_fla(tmp_path)
-    assert "ignores: novelty, attn.sinks." in caplog.messages[0]
+    good = fields_of(tmp_path)
+    for fields, named in (
+        ({"novelty": 1, "sinks": [2] * 99}, r"novelty=1, sinks=\[2, [2, ]*\.\.\.: .*do not know these fields"),
+        ({"attn": {"layers": [1], **FULL_FIELDS, "sinks": 4}}, r"attn\.sinks=4: .*take it out of the file"),
+        ({"share_conv_kernel": True, "use_short_conv": True}, "share_conv_kernel=True"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder=True"),
+    ):
+        change(tmp_path, **fields)
+        with pytest.raises(OptionError, match=named.replace("do not know", "does not know")):
+            load_fla(tmp_path)
+        (tmp_path / "config.json").write_text(json.dumps(good))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("swish", "silu"), ("silu", "silu"), ("sigmoid", "sigmoid")])
+def test_the_activation_of_the_output_gate(
+    build: Build, tokens: Tokens, tmp_path: Path, theirs: str, ours: str
+) -> None:
+    model = model_of(build, "gated_deltanet", output_gate_activation=ours)
+    save_fla(model, tmp_path)
+    assert fields_of(tmp_path)["output_gate_activation"] == {"silu": "swish"}.get(ours, ours)
+    change(tmp_path, output_gate_activation=theirs)
+    assert_same_outputs(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
+    change(tmp_path, output_gate_activation="relu")
+    with pytest.raises(OptionError, match="option output_gate_activation='relu'"):
+        load_fla(tmp_path)
+
+
+def test_hgrn2_reads_out_with_the_epsilon_of_running_code(build: Build, tokens: Tokens, tmp_path: Path) -> None:
+    """fla's layer never hands ``norm_eps`` on, so its models have 1e-5 there whatever the file says."""
+    model = model_of(build, "hgrn2")
+    save_fla(model, tmp_path)
+    layer = load_fla(tmp_path).model.layers[0]
+    assert (layer.attn.g_norm.eps, layer.attn_norm.eps) == (1e-5, 1e-6)
+    with pytest.raises(OptionError, match=r"option norm_eps=None: .*always mean 1e-05"):
+        to_fla_config(model_of(build, "hgrn2", norm_eps=None).config)
+
+
+def test_sums_of_queries_and_keys_differ_between_versions(build: Build, tokens: Tokens, tmp_path: Path) -> None:
+    model = model_of(build, "deltanet", qk_norm="signed_sum", qk_activation="relu")
+    save_fla(model, tmp_path)
+    assert fields_of(tmp_path)["qk_norm"] == "sum"
+    assert_same_outputs(load_fla(tmp_path)(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
+    for activation in ("silu", "identity"):
+        change(tmp_path, qk_activation=activation)
+        with pytest.raises(
+            OptionError, match=rf"qk_norm='sum' with qk_activation='{activation}' means .*0\.6.*'abs_sum'"
+        ):
+            load_fla(tmp_path)
+    for norm in ("signed_sum", "abs_sum"):
+        change(tmp_path, qk_norm=norm)
+        assert load_fla(tmp_path).config.mixers["deltanet"]["qk_norm"] == norm
+        change(tmp_path, qk_norm="sum")
+        with pytest.raises(OptionError, match=f"option qk_norm='{norm}': .*disagree"):
+            to_fla_config(model_of(build, "deltanet", qk_norm=norm).config)
+
+
+def refusal(folder: Path) -> str | None:
+    try:
+        load_fla(folder)
+    except OptionError as error:
+        return str(error)
+    return None
+
+
+def values_of_any_kind() -> list[Any]:
+    return [None, True, -1, 0, 3, 2**70, 1e400, 0.5, "", "16", "x" * 5000, [], [1, "a"], {}, {"a": [None]}]
+
+
+@pytest.mark.parametrize("mixer", ["hgrn2", "gated_deltanet", "attention"])
+def test_a_damaged_field_is_one_sentence(build: Build, tmp_path: Path, mixer: str) -> None:
+    """Every field of a file, with every kind of value: it loads, or one sentence names the file."""
+    save_fla(model_of(build, mixer, hybrid=mixer != "attention"), tmp_path)
+    good = fields_of(tmp_path)
+    refused = 0
+    for name in good:
+        for value in values_of_any_kind():
+            (tmp_path / "config.json").write_text(json.dumps(good | {name: value}))
+            message = refusal(tmp_path)
+            if message is not None:
+                refused += 1
+                about = str(tmp_path) in message and "\n" not in message and len(message) < 2000
+                assert about, (name, value, message)
+    assert refused > 100
 
 
 @pytest.mark.parametrize(

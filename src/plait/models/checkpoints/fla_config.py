@@ -7,16 +7,14 @@ list of such settings. Fields as in fla-org/flash-linear-attention, ``fla/models
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from plait.errors import OptionError
+from plait.models.checkpoints.fields import refuse_unknown, sentence
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.plan import full_layers
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Family:
 _CONVOLUTION = ("use_short_conv", "conv_size")
 #: Options of attention that fla has no field for. Its norm of queries and keys keeps the epsilon of its norm layer.
 _PLAIN_ATTENTION = {"output_gate": False, "use_short_conv": False, "partial_rotary_factor": 1.0}
-_PLAIN_ATTENTION |= {"qk_norm_per_head": True}
+_PLAIN_ATTENTION |= {"qk_norm_per_head": True, "logit_scaling": None}
 _QK_NORM_EPS = 1e-5
 
 FAMILIES = {
@@ -61,6 +59,7 @@ FAMILIES = {
         "HGRN2ForCausalLM",
         ("use_lower_bound", *_CONVOLUTION),
         later={"expand_ratio": None, "num_heads": None},
+        fixed={"norm_eps": 1e-5},  # its layer never hands norm_eps to the norm of the read-out
     ),
     "gla": Family(
         "gla",
@@ -81,7 +80,7 @@ FAMILIES = {
         "gated_deltanet",
         "GatedDeltaNetForCausalLM",
         ("num_heads", "head_dim", "expand_v", "use_gate", *_CONVOLUTION),
-        later={"num_v_heads": None, "allow_neg_eigval": False},
+        later={"num_v_heads": None, "allow_neg_eigval": False, "output_gate_activation": "swish"},
         fixed={"norm_eps": None},
     ),
     "kda": Family(
@@ -116,6 +115,11 @@ _COMMON = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+_INTEGERS = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
+_NUMBERS = ("norm_eps", "hidden_ratio", "initializer_range")
+_SWITCHES = ("tie_word_embeddings", "use_cache")
+#: More layers than this, and larger sizes, are a damaged file.
+_MOST_LAYERS, _LARGEST = 10_000, 2**31
 #: Fields whose other values change the model in a way that plait does not have.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("swish", "silu"),
@@ -123,11 +127,16 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "feature_map": (None,),
     "attnres_block_size": (None,),
     "norm_first": (False,),
-    "quantization_config": (None,),
+    "rope_scaling": (None,),
+    "attention_bias": (False,),
+    "use_rope": (False,),
+    "use_elu": (False,),
 }
 #: Fields that choose a kernel or a loss, or that transformers writes; nothing that is computed depends on them.
 _HARMLESS = {"attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_l2warp"}
-_HARMLESS |= {"architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version", "attn"}
+_HARMLESS |= {"attn", "chunk_size", "attention_dropout"}
+#: What fla calls ``sum``, before version 0.6 and since.
+_SUMS = ("signed_sum", "abs_sum")
 
 
 def from_fla_config(values: Mapping[str, Any], source: str) -> PlaitConfig:
@@ -138,16 +147,13 @@ def from_fla_config(values: Mapping[str, Any], source: str) -> PlaitConfig:
         source: its path, for messages.
 
     Raises:
-        OptionError: a field that is missing or has a value that plait cannot express; names field, value and file.
+        OptionError: a field that is missing, has a value that plait cannot express, or is not known; names field, value
+            and file.
     """
     try:
-        config = _parsed(values)
+        return _parsed(values)
     except OptionError as error:
-        raise OptionError(f"{source}: {error}") from None
-    unknown = _unknown(values)
-    if unknown:
-        logger.warning("%s has fields that plait does not know and ignores: %s.", source, ", ".join(unknown))
-    return config
+        raise OptionError(f"{source}: {sentence(error)}") from None
 
 
 def to_fla_config(config: PlaitConfig) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def to_fla_config(config: PlaitConfig) -> dict[str, Any]:
 
 def _parsed(values: Mapping[str, Any]) -> PlaitConfig:
     model_type = values.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise OptionError(f"model_type={model_type!r} is not one of {', '.join(FAMILIES)}.")
     family = FAMILIES[model_type]
     for name, allowed in _ONLY.items():
@@ -194,10 +200,9 @@ def _parsed(values: Mapping[str, Any]) -> PlaitConfig:
     lacking = [name for name in (*_SIZES, *family.fields) if values.get(name) is None]
     if lacking:
         raise OptionError(f"there is no value of {lacking[0]!r}, which a {model_type} file must have.")
-    layers, hidden_size = values["num_hidden_layers"], values["hidden_size"]
-    for name, size in (("num_hidden_layers", layers), ("hidden_size", hidden_size)):
-        if not isinstance(size, int):
-            raise OptionError(f"{name}={size!r} is not a whole number.")
+    _check_types(values)
+    _refuse_unknown(family, values)
+    layers = values["num_hidden_layers"]
     common = {name: values[name] for name in _SIZES} | {name: values.get(name, v) for name, v in _COMMON.items()}
     if common["hidden_ratio"] is None:
         common["hidden_ratio"] = _COMMON["hidden_ratio"]
@@ -214,16 +219,41 @@ def _parsed(values: Mapping[str, Any]) -> PlaitConfig:
     return config
 
 
-def _unknown(values: Mapping[str, Any]) -> list[str]:
-    """Fields that nothing here reads or knows to be harmless."""
-    family = FAMILIES[values["model_type"]]
+def _check_types(values: Mapping[str, Any]) -> None:
+    """Fields of every family are numbers and switches; None where the field may be left out."""
+    for names, kinds, called in (
+        (_INTEGERS, (int,), "a whole number above 0"),
+        (_NUMBERS, (int, float), "a number above 0"),
+        (_SWITCHES, (bool,), "true or false"),
+    ):
+        for name in names:
+            value = values.get(name)
+            right = isinstance(value, kinds) and isinstance(value, bool) == (bool in kinds)
+            if value is not None and not (right and (bool in kinds or value > 0)):
+                raise OptionError(f"{name}={value!r} is not {called}.")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = values.get(name)
+        ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        if any(i is not None and (not isinstance(i, int) or isinstance(i, bool) or i < 0) for i in ids):
+            raise OptionError(f"{name}={value!r} is not the id of a token.")
+    for setting in (values, *_settings(values)):
+        for name, value in setting.items():
+            most = _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST
+            if isinstance(value, (int, float)) and value > most:
+                raise OptionError(f"{name}={value} is more than {most:,}.")
+
+
+def _refuse_unknown(family: Family, values: Mapping[str, Any]) -> None:
+    """Fields that nothing here reads or knows to be harmless are an error."""
     known = {*_SIZES, *_COMMON, *_ONLY, *_HARMLESS, *family.fields, *family.later, *family.ignored}
     if family.mixer == "attention":
-        known |= _ATTENTION.keys()
-    unknown = [name for name in values if name not in known and not name.startswith("_")]
+        refuse_unknown(values, known | _ATTENTION.keys())
+        return
+    if values.get("share_conv_kernel") and values.get("use_short_conv"):
+        raise OptionError("share_conv_kernel=True cannot be expressed together with use_short_conv=True.")
+    refuse_unknown(values, known | {"share_conv_kernel"})
     for setting in _settings(values):
-        unknown += [f"attn.{name}" for name in setting if name not in ("layers", "num_heads", *_ATTENTION)]
-    return unknown
+        refuse_unknown(setting, ("layers", "num_heads", *_ATTENTION), inside="attn.")
 
 
 def _mixer_options(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,9 +266,28 @@ def _mixer_options(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
     if family.mixer == "hgrn2":
         if options["expand_ratio"] is None and options["num_heads"] is None:
             raise OptionError("one of 'expand_ratio' and 'num_heads' must have a value.")
+        ratio = options["expand_ratio"]
+        if ratio is not None and not (isinstance(ratio, int) and ratio > 0):
+            raise OptionError(f"expand_ratio={ratio!r} is not a whole number above 0.")
         if options["expand_ratio"] is not None:  # the layer goes by it, whatever num_heads says
             options["num_heads"] = values["hidden_size"] // options["expand_ratio"]
+    if family.mixer == "gated_deltanet":
+        activation = options["output_gate_activation"]
+        options["output_gate_activation"] = "silu" if activation == "swish" else activation
+    if family.mixer == "deltanet" and options["qk_norm"] == "sum":
+        if _has_negative_keys(options["qk_activation"]):
+            raise OptionError(
+                f"qk_norm='sum' with qk_activation={options['qk_activation']!r} means x / sum(x) in fla before "
+                "0.6 and x / sum(|x|) since: put qk_norm='signed_sum' or qk_norm='abs_sum' in its place, as the model "
+                "was trained."
+            )
+        options["qk_norm"] = "abs_sum"
     return {**options, **family.fixed}
+
+
+def _has_negative_keys(activation: str) -> bool:
+    """Whether entries of queries and keys can be below 0, so that their sum is not the sum of their sizes."""
+    return activation not in ("relu", "elu")
 
 
 def _attention_options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,7 +338,16 @@ def _mixer_fields(config: PlaitConfig, spec: LayerSpec, family: Family) -> dict[
         )
     derived = {"num_heads": heads.keys, "head_dim": heads.K, "expand_ratio": heads.K}
     fields = {name: getattr(options, name) for name in (*family.fields, *family.later)}
-    return {name: derived.get(name) if value is None else value for name, value in fields.items()}
+    fields = {name: derived.get(name) if value is None else value for name, value in fields.items()}
+    if spec.mixer == "gated_deltanet":
+        activation = options.output_gate_activation
+        fields["output_gate_activation"] = "swish" if activation == "silu" else activation
+    if spec.mixer == "deltanet" and options.qk_norm in _SUMS:
+        if _has_negative_keys(options.qk_activation):
+            reason = f"versions of fla disagree about sums with qk_activation={options.qk_activation!r}"
+            raise _no_field(spec, "qk_norm", reason)
+        fields["qk_norm"] = "sum"
+    return fields
 
 
 def _attention_fields(config: PlaitConfig, spec: LayerSpec, hybrid: bool) -> dict[str, Any]:

@@ -67,9 +67,11 @@ def model_type(folder: Path) -> str | None:
         return None
     try:
         kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise OptionError(f"{path} is not a JSON object.") from None
-    return None if kind is None else str(kind)
+    if kind is not None and not isinstance(kind, str):
+        raise OptionError(f"{path}: model_type={kind!r} is not a name.")
+    return kind
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:

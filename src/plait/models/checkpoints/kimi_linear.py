@@ -41,10 +41,19 @@ class KimiLinear(Twin):
     title: ClassVar[str] = "Kimi Linear"
     architecture: ClassVar[str] = "KimiLinear"
     mixers: ClassVar[tuple[str, ...]] = ("kda", "mla")
+    fields: ClassVar[tuple[str, ...]] = (
+        *("linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim", "model_max_length"),
+        *("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "qk_head_dim", "v_head_dim"),
+        *("mlp_layer_types", "num_experts", "num_shared_experts", "num_experts_per_token", "moe_intermediate_size"),
+        *("routed_scaling_factor", "num_expert_group", "topk_group", "moe_renormalize"),
+    )
 
     def read_config(self, config: Any) -> PlaitConfig:
         self.require_field(config, "hidden_act", "silu")
         self.require_field(config, "attention_bias", False)
+        if config.num_key_value_heads != config.num_attention_heads:
+            reason = f"latent attention has as many key as query heads, {config.num_attention_heads} here"
+            raise self.refuse("num_key_value_heads", config.num_key_value_heads, reason)
         sparse = [kind for kind in config.mlp_layer_types if kind != "dense"]
         if sparse:
             reason = f"{len(sparse)} layers are mixtures of experts, and plait has dense feed-forwards only"

@@ -28,8 +28,12 @@ class Llama(Twin):
     architecture: ClassVar[str] = "Llama"
     mixers: ClassVar[tuple[str, ...]] = ("attention",)
     qk_norm: ClassVar[bool] = False
+    fields: ClassVar[tuple[str, ...]] = ("mlp_bias", "use_sliding_window", "sliding_window", "max_window_layers")
 
     def read_config(self, config: Any) -> PlaitConfig:
+        windows = sorted({kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"})
+        if windows:
+            raise self.refuse("layer_types", windows[0], "plait reads full attention only here")
         self.require_field(config, "hidden_act", "silu")
         self.require_field(config, "mlp_bias", False)
         self.require_field(config, "use_sliding_window", False)

@@ -32,9 +32,15 @@ class OlmoHybrid(Twin):
     title: ClassVar[str] = "OLMo-Hybrid"
     architecture: ClassVar[str] = "OlmoHybrid"
     mixers: ClassVar[tuple[str, ...]] = ("gated_deltanet", "attention")
+    fields: ClassVar[tuple[str, ...]] = (
+        *(f"linear_{name}" for name in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")),
+        *("linear_conv_kernel_dim", "linear_allow_neg_eigval", "linear_use_gate"),
+        *(f"linear_{name}" for name in ("a_log_min", "a_log_max", "dt_min", "dt_max", "dt_init_floor")),  # of the start
+    )
 
     def read_config(self, config: Any) -> PlaitConfig:
         self.require_field(config, "hidden_act", "silu")
+        self.require_field(config, "linear_use_gate", True)
         linear = {
             "num_heads": config.linear_num_key_heads,
             "num_v_heads": config.linear_num_value_heads,

@@ -31,11 +31,19 @@ class Qwen3Next(Twin):
     architecture: ClassVar[str] = "Qwen3Next"
     mixers: ClassVar[tuple[str, ...]] = ("gated_deltanet", "attention")
     zero_centred: ClassVar[bool] = True
+    fields: ClassVar[tuple[str, ...]] = (
+        *(f"linear_{name}" for name in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")),
+        "linear_conv_kernel_dim",
+        *("mlp_only_layers", "num_experts", "decoder_sparse_step", "num_experts_per_tok", "norm_topk_prob"),
+        *("moe_intermediate_size", "shared_expert_intermediate_size", "full_attention_interval"),
+        *("attn_output_gate", "mamba_ssm_dtype"),
+    )
 
     def read_config(self, config: Any) -> PlaitConfig:
         self.require_dense(config)
         self.require_field(config, "hidden_act", "silu")
         self.require_field(config, "attention_bias", False)
+        self.require_field(config, "attn_output_gate", True)
         mixers = {
             "gated_deltanet": {
                 "num_heads": config.linear_num_key_heads,
@@ -178,6 +186,9 @@ class Qwen35(Qwen3Next):
 
     def read_config(self, config: Any) -> PlaitConfig:
         return super().read_config(config.get_text_config())
+
+    def check_fields(self, config: Any) -> None:
+        super().check_fields(config.get_text_config())
 
     def classes(self) -> tuple[Any, Any]:
         import transformers

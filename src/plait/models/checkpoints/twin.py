@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 
 from plait.errors import OptionError
+from plait.models.checkpoints.fields import refuse_unknown
 from plait.models.configuration import LayerSpec, PlaitConfig
 
 Weights = dict[str, Tensor]
@@ -34,6 +35,12 @@ _COMMON = (
     "eos_token_id",
     "pad_token_id",
 )
+#: Fields that every class has: read by :meth:`Twin.read_config` or by the check of their values.
+_READ = ("num_hidden_layers", "rms_norm_eps", "hidden_act", "num_attention_heads", "num_key_value_heads", "head_dim")
+_READ += ("attention_bias", "rope_parameters", "layer_types")
+#: Fields of theirs that change nothing: losses, dropout, sharding, and the older names of ``rope_parameters``.
+_HARMLESS = ("attention_dropout", "pretraining_tp", "rope_theta", "rope_scaling", "partial_rotary_factor")
+_HARMLESS += ("output_router_logits", "router_aux_loss_coef", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
 #: Norms that a class with weights around zero multiplies with ``1 + weight``.
 _CENTRED = ("norm.weight", "attn_norm.weight", "mlp_norm.weight", "attn.q_norm.weight", "attn.k_norm.weight")
 
@@ -51,6 +58,19 @@ class Twin(ABC):
     mixers: ClassVar[tuple[str, ...]]
     #: Whether its norms multiply with ``1 + weight``; the 1 is then added on import and taken off on export.
     zero_centred: ClassVar[bool] = False
+    #: Further fields of its configuration that :meth:`read_config` reads, or that change nothing of a dense model.
+    fields: ClassVar[tuple[str, ...]] = ()
+
+    def check_fields(self, config: Any) -> None:
+        """Every field of a configuration is read, or known to change nothing.
+
+        Raises:
+            OptionError: one is not; it may change what the model computes.
+        """
+        try:
+            refuse_unknown(config.to_dict(), (*_COMMON, *_READ, *_HARMLESS, *self.fields))
+        except OptionError as error:
+            raise OptionError(f"{self.title}, {error}") from None
 
     @abstractmethod
     def read_config(self, config: Any) -> PlaitConfig:

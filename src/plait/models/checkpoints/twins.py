@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from plait.errors import OptionError
+from plait.models.checkpoints.fields import sentence
 from plait.models.checkpoints.folders import model_type
 from plait.models.checkpoints.kimi_linear import KimiLinear
 from plait.models.checkpoints.llama import Llama, Qwen3
@@ -62,6 +64,7 @@ def from_transformers(model: PreTrainedModel) -> PlaitForCausalLM:
         OptionError: another class, or an option that plait cannot express; the message names it.
     """
     twin = _twin(model.config.model_type)
+    twin.check_fields(model.config)
     config = twin.read_config(model.config)
     weights = twin.read_weights(model.state_dict(), config)
     with torch.device("meta"):
@@ -92,20 +95,40 @@ def load_transformers(folder: str | os.PathLike) -> PlaitForCausalLM:
             f"{folder} is a {twin.title} model, which transformers {transformers.__version__} does not know: "
             "pip install --upgrade transformers."
         )
+    _check_config(folder, twin)  # before the weights, which may be large
     try:
-        twin.read_config(AutoConfig.from_pretrained(folder))  # before the weights, which may be large
-    except OptionError as error:
-        raise OptionError(f"{folder / 'config.json'}: {error}") from None
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    except OSError as error:
-        raise OptionError(f"{folder} holds no weights that transformers reads: {str(error).splitlines()[0]}") from None
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", output_loading_info=True, trust_remote_code=False
+        )
+    except (OSError, SafetensorError) as error:
+        raise OptionError(f"{folder} holds no weights that transformers reads: {sentence(error)}") from None
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise OptionError(f"The weights in {folder} do not fit its config.json: {sentence(error)}") from None
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise OptionError(f"The weights in {folder} do not fit its config.json: no {missing[0]}{more}.")
     return from_transformers(model)
+
+
+def _check_config(folder: Path, twin: Twin) -> None:
+    """The configuration in a folder is one that plait can express.
+
+    Raises:
+        OptionError: it is not, or transformers cannot make sense of it; names the file.
+    """
+    path = folder / "config.json"
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        twin.check_fields(config)
+        spec = twin.read_config(config)
+        for layer in spec.layers():
+            layer.options.heads(spec.dims)  # type: ignore[attr-defined]
+    except OptionError as error:
+        raise OptionError(f"{path}: {sentence(error)}") from None
+    except Exception as error:  # a damaged file fails anywhere inside of transformers
+        raise OptionError(f"{path} is damaged, transformers cannot read it: {sentence(error)}") from None
 
 
 def _twin(kind: str | None) -> Twin:
