@@ -60,6 +60,20 @@ def new_folder(path: str | os.PathLike) -> Path:
     return folder
 
 
+def new_file(path: str | os.PathLike) -> Path:
+    """A ``.gguf`` file to write: the one that is named, or ``model.gguf`` in a new or empty folder.
+
+    Raises:
+        OptionError: it exists, or the folder holds files.
+    """
+    file = Path(path)
+    if file.suffix != ".gguf":
+        return new_folder(path) / "model.gguf"
+    if file.exists():
+        raise OptionError(f"{file} exists: name a new file, or delete it first.")
+    return file
+
+
 def model_type(folder: Path) -> str | None:
     """What ``config.json`` says the model is; None where there is none."""
     path = folder / "config.json"
