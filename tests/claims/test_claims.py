@@ -148,3 +148,14 @@ def test_a_figure_has_one_value_a_category_and_its_ends_in_sight() -> None:
         lines_svg(LinesFigure("x", ["a", "b"], "axis", [Line("first", [one])], "label"))
     with pytest.raises(ValueError, match="no value"):
         lines_svg(LinesFigure("x", ["a"], "axis", [Line("first", [None])], "label"))
+
+
+def test_hostile_evidence_is_shown_as_it_is(toy: str, tmp_path: Path) -> None:
+    evidence = run_claim(toy, tmp_path)
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    names = {"seen": hostile, "machine": hostile, "created": hostile, "versions": {hostile: hostile}}
+    text = page(MoreIsBetter(), evidence.model_copy(update={**names, "command": "```\n" + hostile}), "figure.svg")
+    before, command, after = text.split("```")
+    assert "<" not in before + after
+    assert command.startswith("text\n")
+    assert text.count("&lt;img src=x onerror=alert(1)&gt;") == 5

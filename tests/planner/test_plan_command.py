@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from plait.cli.app import main
+from plait.planner import devices
+from plait.planner.candidates import Grid, Load
+from plait.planner.request import make_plan
+from plait.report.plan_page import render
 
 ARGUMENTS = ["plan", "--params", "1.3B", "--context", "131072", "--batch", "8", "--memory", "24GiB"]
 FEW = [*ARGUMENTS, "--mixer", "deltanet", "--ratio", "pure", "--ratio", "24:1", "--ratio", "3:1", "--window", "0"]
@@ -54,3 +59,20 @@ def test_half_a_shape_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
         main(["plan", "--layers", "4"])
     assert ended.value.code == 1
     assert "--layers and --hidden-size go together" in capsys.readouterr().err
+
+
+def test_hostile_names_are_shown_as_they_are() -> None:
+    hostile = "</script><img src=x onerror=alert(1)>"
+    grid = Grid(mixers=["deltanet"], ratios=["3:1"], placements=["period_r"], windows=[None])
+    plan = make_plan(1_300_000_000, Load(4096, 1), devices.device("h100"), grid=grid)
+    one = next(one for one in plan.choice.fits if one.recall is not None)
+    assert one.recall is not None
+    recall = dataclasses.replace(one.recall, source=hostile)
+    named = dataclasses.replace(one, mixer=hostile, ratio=hostile, bound=hostile, recall=recall)
+    choice = dataclasses.replace(plan.choice, fits=[named], front=[named])
+    plan = dataclasses.replace(plan, choice=choice, recall=hostile)
+    page = render(plan, f"plait plan {hostile}", everything=True)
+    clean = render(dataclasses.replace(plan, choice=dataclasses.replace(choice, fits=[one], front=[one])), "plait plan")
+    assert page.count("</script>") == clean.count("</script>")
+    assert "<img" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 
 from plait import catalog
 from plait.catalog import Method
@@ -18,7 +19,7 @@ def page(claim: Claim, evidence: Evidence, figure: str) -> str:
         figure: path of the figure from the page.
     """
     method = catalog.get(evidence.claim, "claim")
-    versions = ", ".join(f"{name} {version}" for name, version in evidence.versions.items())
+    versions = _plain(", ".join(f"{name} {version}" for name, version in evidence.versions.items()))
     seeds = ", ".join(map(str, evidence.seeds))
     lines = [
         f"# {method.title}",
@@ -28,14 +29,20 @@ def page(claim: Claim, evidence: Evidence, figure: str) -> str:
         "\n".join(f"{number}. {line}" for number, line in enumerate(claim.experiment, start=1)),
         f"Rule, fixed beforehand: {claim.rule}",
         f"## Verdict: {evidence.verdict}",
-        evidence.seen,
+        _plain(evidence.seen),
         f"![{claim.figure(evidence.data).label}]({figure})",
         f"## What would change it\n\n{claim.change}",
         "## How it was run",
-        f"```text\n{evidence.command}\n```",
-        f"{_minutes(evidence.minutes)}; seeds {seeds}; decided {evidence.created}. {evidence.machine}; {versions}.",
+        "```text\n" + evidence.command.replace("`", "'") + "\n```",
+        f"{_minutes(evidence.minutes)}; seeds {seeds}; decided {_plain(evidence.created)}. {_plain(evidence.machine)}; "
+        f"{versions}.",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text of an evidence file, whose tags a page shows and a browser does not follow."""
+    return escape(text, quote=False)
 
 
 def claims_table(evidence: Mapping[str, Evidence | None], link: str = "") -> str:

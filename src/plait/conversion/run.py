@@ -26,6 +26,7 @@ from plait.errors import OptionError, TrainingError, nearest
 from plait.evaluation.subject import fingerprint, open_model
 from plait.models.checkpoints.folders import copy_tokenizer, find_folder
 from plait.storage.locks import LOCK, OWNER, sole_writer
+from plait.storage.manifest import MANIFEST, fault, seal
 from plait.training.checkpoint import PARTIAL, clean, read_json, write_json
 from plait.training.config import DataSection
 from plait.training.folder import model_folder, read_run_file, versions
@@ -138,6 +139,12 @@ def convert(
     with sole_writer(folder, "conversion"):
         _claim(folder, settings)
         if (folder / REPORT).exists():
+            wrong = fault(folder)
+            if wrong is not None:
+                raise TrainingError(
+                    f"The model in {folder} is damaged, or was changed: {wrong}. Delete {folder / REPORT}, and the "
+                    "same command writes it again from its last stage."
+                )
             return Conversion(folder, read_json(folder / REPORT))
         clean(folder, f"**/{PARTIAL}*")
         remove_leftovers(folder / _DATA)
@@ -162,6 +169,7 @@ def convert(
                 tokens.save_pretrained(folder)
             elif place is not None:
                 copy_tokenizer(place, folder)
+        _seal(folder)
         report = {
             "settings": settings,
             "kept": pipeline.kept,
@@ -224,3 +232,10 @@ def _publish(pipeline: Pipeline, folder: Path, precision: torch.dtype) -> None:
     pipeline.student.to(precision).save_pretrained(folder)  # type: ignore[arg-type]
     shutil.rmtree(folder / adapters.ADAPTERS, ignore_errors=True)
     adapters.copy(pipeline.last, folder)
+
+
+def _seal(folder: Path) -> None:
+    """Write the hashes of the model's files, which lie beside those of the conversion."""
+    own = (MANIFEST, REPORT, _SETTINGS)
+    files = [path for path in folder.glob("*") if path.name not in own and not path.name.startswith(".")]
+    seal(folder, [*files, *(folder / adapters.ADAPTERS).glob("*")])

@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
 
 
-def seal(folder: Path) -> None:
+def seal(folder: Path, paths: Iterable[Path] | None = None) -> None:
     """Bring every file of a folder to the disk and write the manifest, last.
 
     Args:
         folder: completely written; nothing is added to it afterwards that belongs to it.
+        paths: the files that belong to it; None: all of them.
     """
     files: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob("*") if paths is None else paths):
         if path.is_file() and path != folder / MANIFEST:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -58,12 +60,3 @@ def fault(folder: Path, *, content: bool = True) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
-
-
-def sealed_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file by name, as a sealed folder's manifest gives them; empty without one."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return {}
-    files = json.loads(path.read_bytes())["files"]
-    return {name: entry["sha256"] for name, entry in files.items()}
