@@ -10,7 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from plait.cli.study import app
+from plait.errors import StudyError
 from plait.study.file import load_study
+from plait.study.runner import pending_trials
 from plait.study.store import Store
 from plait.study.trials import trials
 
@@ -107,3 +109,36 @@ def test_report_of_a_damaged_result_names_the_file(file: Path) -> None:
     (store.path(trial) / "result.json").write_text("{", encoding="utf-8")
     result = CliRunner().invoke(app, ["report", str(file)])
     assert f"{trial.hash}/result.json is not valid JSON" in str(result.exception)
+
+
+def test_a_damaged_result_is_set_aside_and_its_trial_is_to_run_again(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = load_study(file)
+    store = Store(Path("runs/small"))
+    store.write_study(study, str(file), "plait study run small.yaml")
+    found = trials(study)
+    for trial in found:
+        store.begin(trial)
+        store.finish(trial, {"evaluation": {"lm": {"loss": 1.25}}})
+    assert pending_trials(store, found, retry_failed=False) == []
+    path = store.path(found[0]) / "result.json"
+    path.write_text(path.read_text().replace("1.25", "1.24"), encoding="utf-8")
+    with pytest.raises(StudyError, match=r"result\.json is damaged: .*'plait study run' sets it aside"):
+        store.result(found[0])
+    store.set_aside_damaged(found)
+    assert "It is now damaged-result.json" in caplog.text
+    assert pending_trials(store, found, retry_failed=False) == [found[0]]
+    assert (store.path(found[0]) / "damaged-result.json").exists()
+
+
+def test_leftovers_of_a_killed_call_are_removed(file: Path) -> None:
+    study = load_study(file)
+    store = Store(Path("runs/small"))
+    trial = trials(study)[0]
+    store.path(trial).mkdir(parents=True)
+    for path in (store.folder / ".partial-study.json-77", store.path(trial) / ".partial-result.json-77"):
+        path.write_text("{")
+    store.write_study(study, str(file), "plait study run small.yaml")
+    store.begin(trial)
+    assert not list(store.folder.rglob(".*"))
