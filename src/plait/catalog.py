@@ -278,6 +278,13 @@ _METHODS = [
     Method(
         "logit_growth", "probe", "plait.probes.logit_growth:LogitGrowth", "Growth of attention logits", "2501.19399"
     ),
+    Method(
+        "secondary_sinks",
+        "probe",
+        "plait.probes.secondary_sinks:SecondarySinks",
+        "Secondary attention sinks",
+        "2512.22213",
+    ),
     Method("state_norms", "probe", "plait.probes.state_norms:StateNorms", "Norms of recurrent states", ""),
     Method(
         "best_pure_is_not_best_hybrid",

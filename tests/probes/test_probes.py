@@ -17,9 +17,10 @@ from plait.errors import OptionError
 from plait.models import PlaitConfig, PlaitForCausalLM
 from plait.models.cache import CACHE_NAME
 from plait.policies.call import Call
+from plait.policies.dense import Dense
 from plait.policies.runtime import Applied
 from plait.probes import NeedleRun, masking_experiment, probe, task_runs
-from plait.probes.masking import MaskedHeads
+from plait.probes.masking import MaskedHeads, mean_outputs
 from plait.probes.needles import find_span, greedy_answer, recall
 from plait.probes.retrieval_heads import RetrievalHeads
 
@@ -363,6 +364,32 @@ def test_a_zeroed_head_gives_nothing(llama: LlamaForCausalLM, ids: Tensor) -> No
     assert outputs[0][:, 1].abs().max() > 0
 
 
+def test_a_head_gives_its_mean_output_over_questions(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    runs = [NeedleRun(row, (0, 0), (0, 2)) for row in ids]
+    seen: list[Tensor] = []
+    attend = Dense.decode
+
+    class Kept(Dense):
+        def decode(self, call: Call) -> Tensor:
+            o = attend(self, call)
+            if call.layer.index == 1:
+                seen.append(o[0, 3, 0])
+            return o
+
+    with Applied(llama, Kept(), "kept"), torch.no_grad():
+        for run in runs:
+            greedy_answer(llama, run, 50)
+    means = mean_outputs(llama, runs)
+    torch.testing.assert_close(means[1][3].float(), torch.stack(seen).mean(0))
+    assert len(seen) == 4, "two tokens of two answers"
+    outputs, _ = watch(llama, ids, MaskedHeads([(1, 3)], "mean", means=means))
+    torch.testing.assert_close(outputs[1][0, 3, 0].double(), means[1][3])
+    assert (outputs[1][0, 2, 0].double() - means[1][2]).abs().max() > 1e-4, "the others attend"
+    with pytest.raises(OptionError, match="mean_outputs"):
+        MaskedHeads([(1, 3)], "mean")
+    assert len(masking_experiment(llama, runs, [(0, 0), (0, 1), (1, 0)], [1], draws=2, mode="mean")) == 3
+
+
 def test_masking_in_prefill_stays_causal(llama: LlamaForCausalLM, ids: Tensor) -> None:
     every = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
     with Applied(llama, MaskedHeads(every, phase="all"), "masked"), torch.no_grad():
@@ -382,7 +409,7 @@ def test_no_heads_and_prefill_under_decode_change_nothing(llama: LlamaForCausalL
 def test_random_heads_are_never_the_best_and_differ(llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[tuple[int, int]]] = []
 
-    def record(model: nn.Module, runs: Any, heads: Any, mode: str) -> list[float]:
+    def record(model: nn.Module, runs: Any, heads: Any, mode: str, means: Any) -> list[float]:
         asked.append(list(heads))
         return [1.0]
 

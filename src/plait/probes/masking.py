@@ -1,12 +1,13 @@
 """Takes heads out while a model answers: whether it needs them.
 
 Wu et al. (2404.15574): heads are masked while the answer is decoded, the prompt is read as always. Their code sets the
-head's logits to zero, so that it averages all values in sight: ``uniform`` here, over visible keys only.
+head's logits to zero, so that it averages all values in sight: ``uniform`` here, over visible keys only. ``zero`` and
+``mean`` are the other usual ablations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,8 @@ from plait.probes.needles import NeedleRun, greedy_answer, recall
 #: Most tokens of an answer.
 LONGEST = 50
 Head = tuple[int, int]
+#: What stands in a masked head's place.
+Mode = Literal["uniform", "zero", "mean"]
 
 
 class MaskedHeads(Dense):
@@ -31,8 +34,13 @@ class MaskedHeads(Dense):
 
     Args:
         heads: (layer, query head).
-        mode: ``uniform`` (mean of the values in sight) or ``zero`` (no output).
+        mode: ``uniform`` (mean of the values in sight), ``zero`` (no output) or ``mean`` (the head's mean output over
+            questions).
         phase: ``decode`` (one new token at a time) or ``all``.
+        means: for ``mean``, ``(H, Dv)`` by layer; see :func:`mean_outputs`.
+
+    Raises:
+        OptionError: ``mean`` without means.
     """
 
     any_split = False  # heads are taken out of single tokens only
@@ -40,11 +48,14 @@ class MaskedHeads(Dense):
     def __init__(
         self,
         heads: Sequence[Head],
-        mode: Literal["uniform", "zero"] = "uniform",
+        mode: Mode = "uniform",
         phase: Literal["decode", "all"] = "decode",
+        means: Mapping[int, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.mode, self.phase = mode, phase
+        if mode == "mean" and means is None:
+            raise OptionError("Masking with mode='mean' needs the heads' mean outputs: pass means=mean_outputs(...).")
+        self.mode, self.phase, self.means = mode, phase, means or {}
         self._heads: dict[int, list[int]] = {}
         for layer, head in heads:
             self._heads.setdefault(layer, []).append(head)
@@ -56,7 +67,12 @@ class MaskedHeads(Dense):
         if not heads or (self.phase == "decode" and call.phase != "decode"):
             return super().attend(call)
         o = super().attend(call)
-        o[:, heads] = self._instead(call, heads) if self.mode == "uniform" else 0
+        if self.mode == "uniform":
+            o[:, heads] = self._instead(call, heads)
+        elif self.mode == "mean":
+            o[:, heads] = self.means[call.layer.index][heads].to(o)[None, :, None]
+        else:
+            o[:, heads] = 0
         return o
 
     def _instead(self, call: Call, heads: list[int]) -> Tensor:
@@ -92,12 +108,40 @@ class Masked:
 
 
 def answers_without(
-    model: nn.Module, runs: Sequence[NeedleRun], heads: Sequence[Head], mode: Literal["uniform", "zero"] = "uniform"
+    model: nn.Module,
+    runs: Sequence[NeedleRun],
+    heads: Sequence[Head],
+    mode: Mode = "uniform",
+    means: Mapping[int, Tensor] | None = None,
 ) -> list[float]:
     """Recall of each answer with ``heads`` masked while decoding."""
-    policy = MaskedHeads(heads, mode)
+    policy = MaskedHeads(heads, mode, means=means)
     with Applied(model, policy, "masked heads"), torch.no_grad():
         return [recall(run.answer, greedy_answer(model, run, LONGEST)) for run in runs]
+
+
+class Averaged(Dense):
+    """Dense attention that sums each head's outputs while decoding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums: dict[int, Tensor] = {}
+        self.steps: dict[int, int] = {}
+
+    def decode(self, call: Call) -> Tensor:
+        o, index = super().decode(call), call.layer.index
+        self.sums[index] = self.sums.get(index, 0) + o.detach().double().sum((0, 2))
+        self.steps[index] = self.steps.get(index, 0) + o.shape[0] * o.shape[2]
+        return o
+
+
+def mean_outputs(model: nn.Module, runs: Sequence[NeedleRun]) -> dict[int, Tensor]:
+    """Each head's mean output while the model answers, ``(H, Dv)`` by layer."""
+    policy = Averaged()
+    with Applied(model, policy, "mean outputs"), torch.no_grad():
+        for run in runs:
+            greedy_answer(model, run, LONGEST)
+    return {index: total / policy.steps[index] for index, total in policy.sums.items()}
 
 
 def masking_experiment(
@@ -109,7 +153,7 @@ def masking_experiment(
     draws: int = 5,
     exclude: int | None = None,
     seed: int = 0,
-    mode: Literal["uniform", "zero"] = "uniform",
+    mode: Mode = "uniform",
 ) -> list[Masked]:
     """Recall with the highest-ranked heads masked, and with as many random others.
 
@@ -121,23 +165,24 @@ def masking_experiment(
         draws: of random heads for each number.
         exclude: best heads that are never drawn; the paper's code leaves out 100. None: as many as are masked.
         seed: of the draws.
-        mode: see :class:`MaskedHeads`.
+        mode: see :class:`MaskedHeads`; the means of ``mean`` are taken over ``runs``.
 
     Raises:
         OptionError: fewer other heads than are to be drawn.
     """
     rng = np.random.default_rng([seed, 0x6D61736B])
-    base = answers_without(model, runs, [], mode)
+    means = mean_outputs(model, runs) if mode == "mean" else None
+    base = answers_without(model, runs, [], mode, means)
     rows = [Masked(0, "none", float(np.mean(base)), *bootstrap(base), 0)]
     for count in counts:
-        top = answers_without(model, runs, ranking[:count], mode)
+        top = answers_without(model, runs, ranking[:count], mode, means)
         rows.append(Masked(count, "top", float(np.mean(top)), *bootstrap(top), 1))
         others = list(ranking[count if exclude is None else exclude :])
         if len(others) < count:
             raise OptionError(f"Cannot draw {count} random heads: only {len(others)} are left beside the best ones.")
-        means = []
+        recalls = []
         for _ in range(draws):
             drawn = [others[place] for place in rng.choice(len(others), count, replace=False)]
-            means.append(float(np.mean(answers_without(model, runs, drawn, mode))))
-        rows.append(Masked(count, "random", float(np.mean(means)), *bootstrap(means), draws))
+            recalls.append(float(np.mean(answers_without(model, runs, drawn, mode, means))))
+        rows.append(Masked(count, "random", float(np.mean(recalls)), *bootstrap(recalls), draws))
     return rows
