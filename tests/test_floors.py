@@ -10,7 +10,7 @@ import plait
 ROOT = Path(plait.__file__).parent
 #: From the ground up; names in one line stand beside each other and may use those before them.
 FLOORS = [
-    "errors, extras, devices, options, interval, catalog, storage",
+    "errors, files, hub, sections, extras, devices, options, interval, catalog, storage",
     "ops",
     "nn",
     "mixers",

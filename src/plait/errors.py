@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Names that are longer are no mistyped ones, and comparing them would take long.
+_LONGEST_NAME = 200
+
 
 class PlaitError(Exception):
     """Base of every error that plait raises on purpose; the command line prints it as one sentence."""
@@ -48,7 +51,7 @@ class StudyError(PlaitError, RuntimeError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the closest known name, or a list of the known names."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1) if len(name) <= _LONGEST_NAME else []
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" Known: {', '.join(known)}."

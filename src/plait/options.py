@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from plait.errors import OptionError, PlaitError, nearest
+from plait.files import quoted
 
 
 class Options:
@@ -52,4 +53,4 @@ class Options:
             if isinstance(reason, PlaitError):
                 raise reason from None
             where = ".".join(str(part) for part in first["loc"]) or "options"
-            raise OptionError(f"{name!r}, option {where}={first['input']!r}: {first['msg']}.") from None
+            raise OptionError(f"{name!r}, option {where}={quoted(first['input'])}: {first['msg']}.") from None

@@ -103,7 +103,7 @@ def test_errors_are_one_sentence(saved: Path, tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     for command, message in (
         (["import", tmp_path / "nothing", out], "There is no folder"),
-        (["import", "nobody/nothing", out], "There is no folder nobody/nothing, and the model of that name"),
+        (["import", "nobody/nothing", out], "There is no folder nobody/nothing, and a model of that name"),
         (["import", saved, out], "model_type='plait' is not one of"),
         (["export", tmp_path / "nothing", out, "--to", "fla"], "There is no folder"),
         (["export", tmp_path / "gpt2", out, "--to", "fla"], "is a 'gpt2' model"),

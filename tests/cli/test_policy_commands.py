@@ -288,4 +288,4 @@ def test_claims_are_listed_shown_and_tabled(capsys: pytest.CaptureFixture) -> No
     status, out, _ = call(capsys, ["claim", "show", "retrieval_heads_are_causal"])
     assert "verdict     holds" in out
     status, _, err = call(capsys, ["claim", "run", "gates_reach"])
-    assert (status, "no claim named 'gates_reach'" in err) == (1, True)
+    assert (status, "There is no claim 'gates_reach'" in err) == (1, True)

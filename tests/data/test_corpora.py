@@ -239,7 +239,7 @@ def parquet_without_field(folder: Path) -> Path:
         (mixed, ["a.txt", "rows.jsonl", "mixes"]),
         (absent, ["nowhere", "no file or folder"]),
         (missing_field, ["rows.jsonl, line", "'text'", "found texts, id", "Did you mean 'texts'?"]),
-        (number_field, ["rows.jsonl, line", "holds int", "'7'"]),
+        (number_field, ["rows.jsonl, line", "holds int", "(7)"]),
         (broken_json, ["rows.jsonl, line 2", "not JSON"]),
         (not_an_object, ["rows.jsonl, line 2", "list"]),
         (broken_line, ["rows.jsonl", "0xe9", "offset 24"]),

@@ -155,13 +155,13 @@ def test_load_names_what_is_missing(build, tmp_path: Path) -> None:
 
 def test_what_cannot_be_loaded_is_one_sentence(build, tmp_path: Path) -> None:
     with pytest.raises(
-        OptionError, match="no folder nothing-here, and the model of that name cannot be loaded"
+        OptionError, match="no folder nothing-here, and a model of that name cannot be downloaded"
     ) as found:
         plait.load("nothing-here")
     assert "\n" not in str(found.value)
     saved(build, tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut short")
-    with pytest.raises(OptionError, match=f"The model in {tmp_path}/cut cannot be loaded"):
+    with pytest.raises(OptionError, match=f"{tmp_path}/cut/model.safetensors is damaged"):
         plait.load(tmp_path / "cut")
     (tmp_path / "cut" / "config.json").write_text('{"model_type": "not-known"}')
     with pytest.raises(OptionError, match="not-known"):

@@ -80,14 +80,14 @@ def _peak_bytes() -> int:
 
 
 def _status(key: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
+    line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024  # "VmRSS:   123 kB"
 
 
 def _forget_peak() -> None:
     """Set ``VmHWM`` back to ``VmRSS``, where the kernel lets a process do so."""
     with suppress(OSError):
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5", encoding="utf-8")
 
 
 def _return_freed_memory() -> None:

@@ -77,7 +77,7 @@ def time_sequence(
     announce(f"{shape} on {processes} processes, {repeats} turns")
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_process, (processes, folder, shape, repeats, backward), nprocs=processes)
-        found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(processes)]
+        found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]
     seconds = found[0]["seconds"]
     return [
         SequenceTiming(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from plait.claims.contract import Announce, Claim, Evidence
 from plait.claims.page import page
 from plait.drawing.lines import lines_svg
 from plait.errors import StudyError
+from plait.files import read_text
 from plait.storage.locks import sole_writer
 from plait.training.checkpoint import write_json
 
@@ -87,10 +89,11 @@ def read_evidence(path: Path) -> Evidence:
     Raises:
         StudyError: it is absent or damaged.
     """
+    if not os.path.lexists(path):
+        raise StudyError(f"There is no evidence at {path}; plait claim run NAME makes it.")
+    text = read_text(Path(path), StudyError)
     try:
-        return Evidence.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StudyError(f"There is no evidence at {path}; plait claim run NAME makes it.") from None
+        return Evidence.model_validate_json(text)
     except ValidationError as error:
         raise StudyError(
             f"{path} is not evidence of a claim: {error.errors()[0]['msg']}. Run the claim again."

@@ -1,16 +1,20 @@
 """``plait``: finds the command, imports that one module, and turns errors into one sentence.
 
-Exit status: 0 done; 1 failed, with one sentence on stderr; 2 wrong arguments; 130 interrupted by Ctrl-C.
+Exit status: 0 done; 1 failed, with one sentence on stderr; 2 wrong arguments; 130 interrupted by Ctrl-C. The traceback
+of an error that plait did not foresee goes to a file, which the sentence names; ``--debug`` or ``PLAIT_DEBUG=1`` shows
+it at once, of every error.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 import typer
 
+from plait.cli.arguments import check_all, checked
 from plait.cli.interruption import termination_interrupts
 from plait.errors import PlaitError
 
@@ -49,6 +53,7 @@ def _version(wanted: bool) -> None:
 
 def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; so does PLAIT_DEBUG=1."),
 ) -> None:
     """Hybrid attention models: build, train, measure, compare."""
 
@@ -74,23 +79,64 @@ def build(arguments: Sequence[str]) -> typer.Typer:
             continue
         loaded = import_module(module)
         if hasattr(loaded, "app"):
+            check_all(loaded.app)
             app.add_typer(loaded.app, name=name, help=summary)
         else:
-            app.command(name)(loaded.command)
+            app.command(name)(checked(loaded.command))
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; always ends in :class:`SystemExit` with the status of this module's first lines."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments or os.environ.get("PLAIT_DEBUG", "") not in ("", "0")
+    arguments = [word for word in arguments if word != "--debug"]  # at any place, as people write it
     try:
-        with termination_interrupts():
-            build(arguments)(args=arguments, prog_name="plait")
-    except PlaitError as error:
-        typer.echo(f"plait: {error}", err=True)
-        sys.exit(1)
+        try:
+            with termination_interrupts():
+                build(arguments)(args=arguments, prog_name="plait")
+        finally:
+            _flush()
     except KeyboardInterrupt:  # before or outside a command; inside, typer makes it exit status 130
         sys.exit(130)
+    except BrokenPipeError:  # who reads the output has read enough
+        _discard_output()
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_failed(error, arguments))
+
+
+def _failed(error: Exception, arguments: Sequence[str]) -> int:
+    """Print one sentence on an error; returns the exit status."""
+    from plait.cli.failures import sentence, write_log
+
+    text = sentence(error)
+    if not isinstance(error, PlaitError):
+        log = write_log(error, arguments)
+        text += f" The traceback is in {log}." if log else " PLAIT_DEBUG=1 shows the traceback."
+    typer.echo(f"plait: {text}", err=True)
+    return 1
+
+
+def _flush() -> None:
+    """Write what is buffered now, where an error can still be told."""
+    if sys.stdout is None:  # closed by the caller
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
+        raise
+
+
+def _discard_output() -> None:
+    """Let the interpreter's last flush, which nobody could be told about, go nowhere."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # not a real file, such as a test's
+        return
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ def command(
     changes["mqar"] = None if mqar is None else _settings(mqar)
 
     from plait.evaluation.run import evaluate, open_model
-    from plait.training.config import DataSection, EvaluateSection, validated
+    from plait.sections import validated
+    from plait.training.config import DataSection, EvaluateSection
     from plait.training.folder import model_folder, read_run_file
 
     place = model_folder(model)

@@ -73,7 +73,8 @@ def measure_suites(
     from plait.evaluation.session import measure, results_folder
     from plait.evaluation.subject import open_subject
     from plait.evaluation.suites import Unavailable, asked
-    from plait.training.config import SuiteSection, validated
+    from plait.sections import validated
+    from plait.training.config import SuiteSection
 
     if batch_size not in (None, "auto") and not (batch_size or "").isdecimal():
         raise OptionError(f"--batch-size {batch_size!r} must be a whole number of at least 1, or auto.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 def command(
     model: Annotated[str, typer.Argument(help="A run's folder, a saved model, or a run file (YAML).")],
     length: Annotated[int, typer.Option(min=1, help="Tokens in the context, for state and cost.")] = 4096,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of a run file: a key with another value.")
+    ] = None,
     device: Annotated[
         Literal["cpu", "cuda"] | None, typer.Option(help="Device whose code path is shown; default: this machine's.")
     ] = None,
@@ -28,28 +32,31 @@ def command(
     import torch
 
     device_type = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    explanation = {"model": model, **explain(read_config(model), length, device_type)}
+    explanation = {"model": model, **explain(read_config(model, overrides or []), length, device_type)}
     if as_json:
         print_json(explanation)
     else:
         _print(explanation)
 
 
-def read_config(model: str) -> PlaitConfig:
+def read_config(model: str, overrides: Sequence[str] = ()) -> PlaitConfig:
     """The configuration of a run's folder, a saved model, a hub name or a run file.
+
+    Args:
+        model: what the user named.
+        overrides: ``KEY=VALUE`` for a run file.
 
     Raises:
         OptionError: there is no such model, or it is not one of plait's.
     """
-    from transformers import AutoConfig
-
-    from plait.models import PlaitConfig
-    from plait.training.config import load_run_config
-    from plait.training.folder import MODEL_FOLDER, read_run_file
+    from plait.training.folder import MODEL_FOLDER, model_folder, read_run_file
 
     path = Path(model)
     if path.suffix in (".yaml", ".yml"):
-        return _planned(load_run_config(path))
+        return _planned(_read_run(path, overrides))
+    if overrides:
+        raise OptionError("--set changes a run file (YAML); a saved model stays as it is.")
+    path = Path(model_folder(model)) if model.startswith("fixture:") else path
     if path.is_dir():
         for folder in (path / MODEL_FOLDER, path):
             if (folder / "config.json").is_file():
@@ -60,15 +67,22 @@ def read_config(model: str) -> PlaitConfig:
             if run is None:
                 raise OptionError(f"{path} is neither a run's folder (run.json) nor a saved model (config.json).")
             return _planned(run)
-    try:
-        config = AutoConfig.from_pretrained(str(path) if path.is_dir() else model)
-    except OSError:
-        raise OptionError(f"There is no run folder, saved model or run file {model!r}, nor one on the hub.") from None
-    except ValueError as error:  # a config.json that is not a model's
-        raise OptionError(f"{path}/config.json does not describe a model: {error}") from None
+
+    from plait.models import PlaitConfig
+    from plait.models.loading import open_config
+
+    config = open_config(path if path.is_dir() else model)
     if not isinstance(config, PlaitConfig):
         raise OptionError(f"{model} is a {config.model_type!r} model of transformers; plait explain reads plait's own.")
     return config
+
+
+def _read_run(path: Path, overrides: Sequence[str]) -> RunConfig:
+    from plait.cli.train import with_overrides
+    from plait.sections import read_yaml, validated
+    from plait.training.config import RunConfig
+
+    return validated(RunConfig, with_overrides(read_yaml(path), list(overrides)), str(path))
 
 
 def _planned(run: RunConfig) -> PlaitConfig:

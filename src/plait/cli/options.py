@@ -5,28 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
 from plait.errors import OptionError
+from plait.files import quoted
 
 
 def key_values(texts: Iterable[str], option: str = "option") -> dict[str, Any]:
-    """``NAME=VALUE`` texts as a mapping; values are read as YAML (numbers, true, null, lists), and 1e-3 is a number.
+    """``NAME=VALUE`` texts as a mapping; values are read as in files: numbers, true, null, lists, text.
 
     Args:
         texts: what the user wrote.
         option: of the command line, for messages.
 
     Raises:
-        OptionError: a text without an equals sign.
+        OptionError: a text without an equals sign, a value that cannot be read, or a name twice.
     """
+    from plait.sections import parse_yaml
+
     pairs: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise OptionError(f"--{option} {text!r}: write NAME=VALUE.")
-        read = yaml.safe_load(value)
-        pairs[name.strip()] = [_number(item) for item in read] if isinstance(read, list) else _number(read)
+        name = name.strip()
+        if not equals or not name:
+            raise OptionError(f"--{option} {quoted(text)}: write NAME=VALUE.")
+        if name in pairs:
+            raise OptionError(f"--{option} {quoted(text)}: {name} is given twice; give it once.")
+        pairs[name] = parse_yaml(value, f"--{option} {quoted(text)}")
     return pairs
 
 
@@ -42,16 +45,8 @@ def integers(text: str, option: str, least: int = 1) -> list[int]:
         OptionError: anything else.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= least for part in parts):
+    if not all(part.isdecimal() and len(part) <= 12 and int(part) >= least for part in parts):
         raise OptionError(
-            f"--{option} {text!r}: write whole numbers of at least {least} with commas between, such as 4,8."
+            f"--{option} {quoted(text)}: write whole numbers of at least {least} with commas between, such as 4,8."
         )
     return [int(part) for part in parts]
-
-
-def _number(value: Any) -> Any:
-    """YAML takes ``1e-3`` for text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

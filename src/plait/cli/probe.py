@@ -62,7 +62,7 @@ def _ids(subject: Subject, text: Path | None, length: int, samples: int) -> Any:
     """``(samples, length)`` ids from the start of a text."""
     import torch
 
-    from plait.data.files import read_text
+    from plait.files import read_text
 
     if text is None:
         raise OptionError("This probe reads a text: give --text FILE.")

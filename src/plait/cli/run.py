@@ -62,7 +62,7 @@ def _read(path: Path | None) -> str:
     assert path is not None
     if str(path) == "-":
         return sys.stdin.read()
-    from plait.data.files import read_text
+    from plait.files import read_text
 
     text = read_text(path)
     if not text:

@@ -11,6 +11,7 @@ import typer
 
 from plait.cli.output import print_json, quantity
 from plait.errors import OptionError
+from plait.files import quoted
 
 if TYPE_CHECKING:
     from plait.training.config import RunConfig
@@ -34,9 +35,12 @@ def command(
     Exit status 130 after Ctrl-C: a checkpoint was saved, and the same command goes on from it.
     For several devices: torchrun --nproc-per-node N -m plait train CONFIG.yaml.
     """
-    from plait.training.config import RunConfig, read_yaml, validated
+    from plait.sections import read_yaml, validated
+    from plait.training.config import RunConfig
+    from plait.training.places import check_places
 
     run = validated(RunConfig, with_overrides(read_yaml(config), overrides or []), str(config))
+    check_places(run)
 
     from plait.cli.interruption import says_how_to_go_on
 
@@ -97,16 +101,22 @@ def with_overrides(values: Any, overrides: list[str]) -> Any:
     Raises:
         OptionError: an entry of another form, or a key inside something that is not a section.
     """
+    from plait.sections import check_key
+    from plait.training.config import RunConfig
+
     for entry in overrides:
         key, equals, text = entry.partition("=")
         if not equals or not key:
-            raise OptionError(f"--set {entry!r}: write KEY=VALUE, such as training.steps=100.")
+            raise OptionError(f"--set {quoted(entry)}: write KEY=VALUE, such as training.steps=100.")
+        check_key(RunConfig, key, f"--set {quoted(entry)}")
         *path, last = key.split(".")
         place = values
         for part in path:
-            place = place.setdefault(part, {}) if isinstance(place, dict) else place
+            if isinstance(place, dict) and place.get(part) is None:
+                place[part] = {}
+            place = place[part] if isinstance(place, dict) else place
         if not isinstance(place, dict):
-            raise OptionError(f"--set {entry!r}: {'.'.join(path) or 'the file'} is not a section.")
+            raise OptionError(f"--set {quoted(entry)}: {'.'.join(path) or 'the file'} is not a section.")
         place[last] = _value(text)
     return values
 
@@ -114,13 +124,13 @@ def with_overrides(values: Any, overrides: list[str]) -> Any:
 def _value(text: str) -> Any:
     import json
 
-    import yaml
+    from plait.sections import parse_yaml
 
     try:
         return json.loads(text)
-    except ValueError:  # such as 3:1, or a path
+    except (ValueError, RecursionError):  # such as 3:1, or a path
         pass
     try:
-        return yaml.safe_load(text) if text.startswith(("[", "{")) else text
-    except yaml.YAMLError:
+        return parse_yaml(text, text) if text.startswith(("[", "{")) else text
+    except OptionError:
         return text

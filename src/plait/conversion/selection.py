@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from plait.errors import DataError, OptionError, nearest
+from plait.files import read_json
 from plait.models.plan import full_layers
 
 WAYS = ("every", "importance", "heads")
@@ -109,17 +109,12 @@ def head_table(source: str | Path | Sequence[Sequence[float]], layers: int, head
     values: Any = source
     if isinstance(source, str | Path):
         name = str(source)
-        try:
-            values = json.loads(Path(source).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"{name} cannot be read: {error.strerror}.") from None
-        except ValueError as error:
-            raise DataError(f"{name} is not JSON: {error}.") from None
+        values = read_json(Path(source))
         if isinstance(values, Mapping):
             values = values.get("scores", [])
     try:
         table = [[float(value) for value in row] for row in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{name}: a table is a list of rows of numbers, one row a layer, one number a head.") from None
     shapes = {len(row) for row in table}
     if len(table) != layers or shapes != {heads}:

@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from plait.data.bigrams import BigramCounts
+from plait.data.chat import ChatTemplate
 from plait.data.corpora import open_corpus
 from plait.data.corpus import Corpus
 from plait.data.hub import HubCorpus
@@ -84,6 +85,8 @@ class TextData(DataBundle):
         self.length = data.length
         self.corpus: Corpus = open_corpus(data.corpus or "", data.field)
         self.tokenizer = tokenizer or cached_tokenizer(data.tokenizer, self.corpus, folder, data.max_bytes)
+        if self.tokenizer.chat_template:
+            self.corpus.chat = ChatTemplate(self.tokenizer)
         self.vocab_size = vocabulary_size(self.tokenizer)
         self._packed: dict[str, PackedTokens] = {}
         self._bigrams: BigramCounts | None = None

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from plait.data.corpus import GROUP, Corpus, Document, Split, checked_split, file_fingerprint, split_of
-from plait.data.files import RECORD_SUFFIXES, TEXT_SUFFIXES, field_text, read_records, read_text
 from plait.data.hub import HubCorpus
 from plait.data.order import stable_hash
+from plait.data.records import RECORD_SUFFIXES, TEXT_SUFFIXES, field_text, read_records, suffix_of
 from plait.errors import DataError, OptionError, nearest
+from plait.files import PACKED_SUFFIXES, read_text, regular_file
 
 # Left out of python-stdlib: tests (many distributions ship without them), installed packages, and generated tables
 # (encodings is 1.4 MB of near copies that would sit on both sides of a split; pydoc_data is one 0.7 MB string).
@@ -125,14 +126,15 @@ class RecordFiles(Corpus):
         self.field = field
 
     def fingerprint(self) -> str:
-        return f"{file_fingerprint(self.root, self.files)}-{self.field}"
+        chat = f"-{self.chat.fingerprint}" if self.chat is not None else ""
+        return f"{file_fingerprint(self.root, self.files)}-{self.field}{chat}"
 
     def documents(self, split: str) -> Iterator[Document]:
         split = checked_split(split)
         for path in self.files:
             name = path.relative_to(self.root).as_posix()
             for index, (where, row) in enumerate(read_records(path, self.field)):
-                text = field_text(row, self.field, where)  # also of other splits: a bad row is found at once
+                text = field_text(row, self.field, where, self.chat)  # also of other splits: a bad row is found at once
                 if split_of(name, index) == split:
                     yield Document(f"{name}:{index + 1}", text)
 
@@ -153,29 +155,42 @@ def _python_stdlib() -> Corpus:
 
 
 def _text(spec: str, path: Path, field: str) -> Corpus:
-    if path.is_file():
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty; give a file with text.")
-        root, files = path.parent, [path]
-    elif path.is_dir():
+    if path.is_dir():
         root, files = path, _walk(path)
     else:
-        raise DataError(f"There is no file or folder {path} (corpus {spec!r}).")
+        if not path.exists() and not path.is_symlink():
+            raise DataError(f"There is no file or folder {path} (corpus {spec!r}).")
+        root, files = path.parent, [regular_file(path)]
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty; give a file with text.")
 
     known = ", ".join(sorted(TEXT_SUFFIXES | RECORD_SUFFIXES))
-    text = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
-    records = [file for file in files if file.suffix.lower() in RECORD_SUFFIXES]
+    text = [file for file in files if suffix_of(file) in TEXT_SUFFIXES]
+    records = [file for file in files if suffix_of(file) in RECORD_SUFFIXES]
     if text and records:
         raise DataError(
             f"{path} mixes plain text ({text[0].relative_to(root)}) and rows ({records[0].relative_to(root)}); "
             "point the corpus at one kind, in a folder of its own."
         )
     if not text and not records:
-        found = ", ".join(sorted({file.suffix or file.name for file in files})) or "nothing"
-        raise DataError(f"{path} holds no text: files of the kinds {known} are read, found {found}.")
+        raise DataError(f"{path} holds no text: {known} and .gz of them are read, {_others(files)}")
+    for file in text + records:
+        regular_file(file)
     if all(file.stat().st_size == 0 for file in text + records):
         raise DataError(f"{path} holds only empty files.")
     return TextFiles(spec, root, text) if text else RecordFiles(spec, root, records, field)
+
+
+def _others(files: list[Path]) -> str:
+    """What was found instead of text, and how to read it."""
+    suffixes = sorted({file.suffix.lower() or file.name for file in files})
+    found = f"found {', '.join(suffix[:20] for suffix in suffixes[:20]) or 'nothing'}."
+    for suffix in suffixes:
+        if suffix in PACKED_SUFFIXES:
+            return f"{found} Unpack {suffix} first: {PACKED_SUFFIXES[suffix]} FILE."
+    if {".csv", ".json"} & set(suffixes):
+        return f"{found} The package datasets reads csv and json: use corpus hf:FOLDER."
+    return found
 
 
 def _walk(root: Path, without: Collection[str] = ()) -> list[Path]:

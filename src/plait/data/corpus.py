@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from plait.data.chat import ChatTemplate
 from plait.data.order import stable_hash
 from plait.errors import OptionError, nearest
 
@@ -23,9 +24,15 @@ class Document(NamedTuple):
 
 
 class Corpus(ABC):
-    """Documents by split. ``spec`` is what the user wrote."""
+    """Documents by split.
+
+    Attributes:
+        spec: what the user wrote.
+        chat: writes the messages of a chat as text, where rows hold those; None: such rows are refused.
+    """
 
     spec: str
+    chat: ChatTemplate | None = None
 
     @abstractmethod
     def documents(self, split: str) -> Iterator[Document]:

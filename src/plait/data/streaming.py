@@ -125,7 +125,7 @@ class StreamedTokens(Dataset[dict[str, Tensor]]):
             rows, source = self.corpus.rows("train")
             if place.reader is not None:
                 rows.load_state_dict(place.reader)
-            reader = iter(rows)
+            reader = self.corpus.read(rows, source)
             while True:
                 self._remember(place)
                 texts, count = [], 0

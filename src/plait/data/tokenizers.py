@@ -16,12 +16,14 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from plait.data.chat import ChatText
 from plait.data.corpus import Corpus, Document
 from plait.data.folders import only_writer, write_folder
 from plait.data.order import stable_hash
 from plait.errors import DataError, OptionError, nearest
+from plait.models.tokenizer import open_tokenizer
 from plait.storage.manifest import fault, seal
 
 _log = logging.getLogger("plait")
@@ -98,14 +100,18 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
     """Ids of each text, without special tokens: a text that spells ``<|endoftext|>`` gets its letters.
 
+    A :class:`~plait.data.chat.ChatText` keeps those that its template wrote.
+
     Byte tokenizers are read straight from the UTF-8 bytes, hundreds of times faster than through the library.
     """
     if _is_bytes(tokenizer):
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64) for text in texts]
-    found = tokenizer(
-        list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-    )
-    return [np.asarray(ids, dtype=np.int64) for ids in found["input_ids"]]
+    plain = [text for text in texts if not isinstance(text, ChatText)]
+    chats = [text for text in texts if isinstance(text, ChatText)]
+    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    found = iter(tokenizer(plain, split_special_tokens=True, **options)["input_ids"] if plain else [])
+    written = iter(tokenizer(chats, split_special_tokens=False, **options)["input_ids"] if chats else [])
+    return [np.asarray(next(written if isinstance(text, ChatText) else found), dtype=np.int64) for text in texts]
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
@@ -185,11 +191,7 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def _load(name: str) -> PreTrainedTokenizerFast:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # transformers and the hub raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"Tokenizer 'hf:{name}' cannot be loaded: {reason}") from error
+    tokenizer = open_tokenizer(name)
     if tokenizer.eos_token_id is None:
         raise DataError(f"Tokenizer 'hf:{name}' has no eos token, which ends each document; choose another.")
     if tokenizer.pad_token_id is None:

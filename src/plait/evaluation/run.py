@@ -23,6 +23,7 @@ from plait.evaluation.recall import check_settings, recall
 from plait.evaluation.session import scored
 from plait.evaluation.subject import Subject, open_model
 from plait.evaluation.suites import Unavailable, asked
+from plait.training.architecture import check_architecture
 from plait.training.config import DataSection, EvaluateSection, RunConfig
 from plait.training.folder import DATA_FOLDER, versions
 from plait.training.runner import train
@@ -155,6 +156,7 @@ def train_and_evaluate(
         OptionError: the evaluation does not fit the run; found before training.
         TrainingError, FolderInUse, Interrupted: as :func:`plait.training.runner.train`.
     """
+    check_architecture(config)
     data_folder = data_folder or Path(folder) / DATA_FOLDER
     data = build(config.data, data_folder, config.seed)
     check_evaluation(data, config.evaluate)

@@ -13,9 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from plait.errors import OptionError, nearest
+from plait.files import quoted
 from plait.mixers.context import Context
 from plait.mixers.state import LayerState
 from plait.ops import choose
+from plait.sections import LARGEST
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,11 @@ class MixerOptions:
                 checked[key] = TypeAdapter(types[key]).validate_python(value, strict=True)
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
-                raise OptionError(f"Mixer {name!r}, option {key}={value!r}: {reason}.") from None
+                raise OptionError(f"Mixer {name!r}, option {key}={quoted(value)}: {reason}.") from None
+            if isinstance(value, int | float) and not abs(value) <= LARGEST:
+                raise OptionError(
+                    f"Mixer {name!r}, option {key}={quoted(value)} must be a finite number of at most {LARGEST:,}."
+                )
         return cls(**checked)
 
     def require(self, condition: bool, field: str, mend: str) -> None:

@@ -13,9 +13,11 @@ from transformers import PreTrainedConfig
 
 from plait import catalog
 from plait.errors import OptionError, nearest
+from plait.files import quoted
 from plait.mixers.base import Dims, Mixer, MixerOptions
 from plait.models.plan import layer_plan
 from plait.nn import swiglu_width
+from plait.sections import DEEPEST, LARGEST, WIDEST
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,14 @@ PLAN_KEY = "layer_plan"
 
 #: Sizes of softmax attention that tools look for under the names of transformers; they follow from ``mixers``.
 ATTENTION_SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim")
+
+#: Largest values; no model has more, and building one would take all memory before anything could be said.
+_LARGEST = {
+    "vocab_size": 2**28,
+    "hidden_size": WIDEST,
+    "num_hidden_layers": DEEPEST,
+    "max_position_embeddings": LARGEST,
+}
 
 #: A saved folder carries this module, so that loaders which know only ``trust_remote_code`` find the classes.
 BRIDGE_MODULE = "plait_model"
@@ -130,10 +140,16 @@ class PlaitConfig(PreTrainedConfig):
             self.num_hidden_layers = 4 if self.num_hidden_layers is None else self.num_hidden_layers
             alternate = self.num_hidden_layers >= 4  # shorter models have no room for a full layer at 3:1
             self.layer_types = layer_plan("gated_deltanet", "3:1" if alternate else "pure", self.num_hidden_layers)
+        if not isinstance(self.layer_types, list | tuple):
+            raise OptionError(f"layer_types={quoted(self.layer_types)} must be a list of names of mixers.")
         self.layer_types = list(self.layer_types)
         if self.num_hidden_layers is None:
             self.num_hidden_layers = len(self.layer_types)
         self.mixers = {} if self.mixers is None else self.mixers
+        if not isinstance(self.mixers, dict):
+            raise OptionError(f"mixers={quoted(self.mixers)} must map names of mixers to their options.")
+        if not all(isinstance(name, str) for name in self.layer_types):
+            raise OptionError(f"layer_types={quoted(self.layer_types)} must be a list of names of mixers.")
         plan = self.layer_types
         super().__post_init__(**kwargs)
         self.layer_types = plan  # transformers renames "attention" to its own word
@@ -150,12 +166,12 @@ class PlaitConfig(PreTrainedConfig):
         Raises:
             OptionError: names the field, the value and the mend.
         """
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
-            _positive(name, getattr(self, name), int)
+        for name, most in _LARGEST.items():
+            _positive(name, getattr(self, name), int, most)
         for name in ("hidden_ratio", "norm_eps", "initializer_range"):
             _positive(name, getattr(self, name), (int, float))
         if self.intermediate_size is not None:
-            _positive("intermediate_size", self.intermediate_size, int)
+            _positive("intermediate_size", self.intermediate_size, int, 2**24)
         if self.embedding_range is not None:
             _positive("embedding_range", self.embedding_range, (int, float))
         self.validate_layer_type()
@@ -172,7 +188,7 @@ class PlaitConfig(PreTrainedConfig):
         known = catalog.names("mixer")
         for key, options in self.mixers.items():
             if not isinstance(options, dict):
-                raise OptionError(f"mixers[{key!r}]={options!r} must map option names to values.")
+                raise OptionError(f"mixers[{key!r}]={quoted(options)} must map option names to values.")
             if "." in key:
                 raise OptionError(f"mixers[{key!r}]: a name cannot have a dot, since parameters are named after it.")
             if "mixer" in options and options["mixer"] not in known:
@@ -290,7 +306,9 @@ def _same_plan(plan: list[str], layer_types: list[str] | None) -> list[str]:
     return plan
 
 
-def _positive(name: str, value: Any, kind: Any) -> None:
+def _positive(name: str, value: Any, kind: Any, most: float = 1e9) -> None:
     if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
         word = "a positive integer" if kind is int else "a positive number"
-        raise OptionError(f"{name}={value!r} is not {word}.")
+        raise OptionError(f"{name}={quoted(value)} is not {word}.")
+    if not value <= most:
+        raise OptionError(f"{name}={quoted(value)} is above {most:,}.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from plait.errors import DataError
+from plait.files import read_text
 from plait.study.summary import StudySummary
 
 #: RULER averages of the 1.3B models of 2507.06457, which place one full layer in every R. RetNet's and HGRN's are not
@@ -92,12 +94,11 @@ def of_study(path: Path) -> RecallTable:
         DataError: there is no such file, it is not a study's report, or the study measured no recall.
     """
     path = path / "report.json" if path.is_dir() else path
+    if not os.path.lexists(path):
+        raise DataError(f"There is no file {path}: give the report.json of a finished study.")
+    content = read_text(path)
     try:
-        summary = StudySummary.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): give the report.json of a finished study."
-        ) from None
+        summary = StudySummary.model_validate_json(content)
     except ValidationError as error:
         raise DataError(f"{path} is not the report.json of a study: {error.errors()[0]['msg']}.") from None
     rows = {}

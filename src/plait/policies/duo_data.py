@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from plait.data.files import read_text
 from plait.data.tasks.base import IGNORED, Task
 from plait.data.tokenizers import encode
 from plait.errors import DataError
+from plait.files import read_text
 
 #: The passkeys' words, and the sentences around them (spelling included) of the paper's data.
 # fmt: off

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from plait.errors import DataError, OptionError
+from plait.errors import DataError, OptionError, PlaitError
+from plait.files import parse_json, read_text, reason
 from plait.policies.call import LayerInfo, ModelInfo
 
 
@@ -32,17 +33,16 @@ class HeadTable:
         Raises:
             DataError: the file cannot be read as a table.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"The head table {path} cannot be read: {error.strerror}.") from None
+        text = read_text(Path(path))
         try:
             if Path(path).suffix == ".json":
-                content = json.loads(text)
+                content = parse_json(text, str(path))
                 return cls(tuple(tuple(map(float, r)) for r in content["heads"]), content["fingerprint"], str(path))
             rows = tuple(tuple(map(float, line.split())) for line in text.splitlines() if line.strip())
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is not a head table: rows of numbers, one row a layer ({error}).") from None
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            if isinstance(error, PlaitError):
+                raise
+            raise DataError(f"{path} is no head table, rows of numbers, one row a layer: {reason(error)}.") from None
         return cls(rows, None, str(path))
 
     def save(self, path: str | Path) -> None:

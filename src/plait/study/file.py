@@ -10,9 +10,9 @@ from pydantic import Field
 
 from plait.catalog import names
 from plait.errors import OptionError, nearest
+from plait.sections import Positive, Strict, read_yaml, validated
 from plait.storage.names import Name
 from plait.study.resources import Resources
-from plait.training.config import Positive, Strict, read_yaml, validated
 
 #: Short names of grid axes.
 SHORT_AXES = {"mixers": "model.mixer", "ratios": "model.ratio"}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from plait.training.config import Positive, Strict
+from plait.sections import Positive, Strict
 
 
 class Resources(Strict):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from transformers import PreTrainedTokenizerBase
 
 from plait import catalog
@@ -47,3 +49,41 @@ def build_model_config(
         max_position_embeddings=length or config.data.length,
         **{key: getattr(tokenizer, key) for key in special if tokenizer is not None},
     )
+
+
+def check_architecture(config: RunConfig) -> None:
+    """Raise where the model of a run cannot be built, before its data is read; builds no tensor.
+
+    Args:
+        config: the run.
+
+    Raises:
+        OptionError: a ratio, layer type or option that does not fit; a model larger than this machine's memory; a
+            context of ``evaluate.decode_contexts`` whose cache is.
+    """
+    from plait.models.cost import count_parameters, plan_cost
+
+    model = build_model_config(config, vocab_size=256)
+    memory = memory_bytes()
+    width = model.hidden_size * (model.hidden_size + 3 * model.mlp_size) * len(model.layers())
+    needed = 4 * (count_parameters(model) if width < memory else width)  # the sketch itself takes long where it is huge
+    if needed > memory:
+        raise OptionError(
+            f"model: its weights take {needed / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f} GiB of "
+            "memory; give a smaller hidden_size or num_hidden_layers."
+        )
+    for context in config.evaluate.decode_contexts:
+        held = plan_cost(model, context).state_bytes
+        if held > memory:
+            raise OptionError(
+                f"evaluate.decode_contexts: the cache of {context:,} tokens takes {held / 2**30:,.0f} GiB, and this "
+                f"machine has {memory / 2**30:,.0f} GiB of memory; leave it out."
+            )
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, in bytes."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return 2**50

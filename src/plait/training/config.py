@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from plait.errors import OptionError, nearest
+from plait import catalog
+from plait.errors import nearest
+from plait.files import quoted
+from plait.sections import (
+    DEEPEST,
+    Depth,
+    Natural,
+    Positive,
+    Ratio,
+    Seed,
+    Strict,
+    Width,
+    read_yaml,
+    validated,
+)
 from plait.storage.names import Name
 
-M = TypeVar("M", bound=BaseModel)
-Positive = Annotated[int, Field(gt=0)]
+#: Longest context that decoding is timed at: 16 million tokens, more than any model was ever given.
+_LONGEST_CONTEXT = 2**24
 
-
-class Strict(BaseModel):
-    """Unknown keys are errors; values are not coerced silently."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelSection(Strict):
@@ -39,18 +48,28 @@ class ModelSection(Strict):
         embedding_range: that of the embedding; None: initializer_range.
     """
 
-    hidden_size: Positive = 128
-    num_hidden_layers: Positive = 4
+    hidden_size: Width = 128
+    num_hidden_layers: Depth = 4
     mixer: str = "gated_deltanet"
-    ratio: str = "3:1"
+    ratio: Ratio = "3:1"
     placement: Literal["block_r_plus_1", "period_r"] = "block_r_plus_1"
-    layer_types: list[str] | None = None
-    mixers: dict[str, dict[str, Any]] = {}
-    intermediate_size: Positive | None = None
-    hidden_ratio: Positive = 4
+    layer_types: Annotated[list[str], Field(max_length=DEEPEST)] | None = None
+    mixers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    intermediate_size: Width | None = None
+    hidden_ratio: Annotated[float, Field(gt=0, le=1024)] = 4
     tie_word_embeddings: bool = False
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     embedding_range: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _known_mixers(self) -> ModelSection:
+        known = [*catalog.names("mixer"), *self.mixers]
+        places = [("mixer", self.mixer)]
+        places += [(f"layer_types[{index}]", name) for index, name in enumerate(self.layer_types or [])]
+        for key, name in places:
+            if name not in known:
+                raise ValueError(f"{key} = {quoted(name)} is not a mixer.{nearest(name, known)}")
+        return self
 
 
 class SourceSection(Strict):
@@ -68,7 +87,14 @@ class SourceSection(Strict):
     field: str = "text"
     max_bytes: Positive | None = None
     task: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, name: str | None) -> str | None:
+        if name is not None and name not in catalog.names("task"):
+            raise ValueError(f"it is not a task.{nearest(name, catalog.names('task'))}")
+        return name
 
 
 class PartSection(SourceSection):
@@ -109,7 +135,7 @@ class DataSection(SourceSection):
     tokenizer: str = "bytes"
     length: Positive = 256
     documents: Literal["join", "separate"] = "join"
-    mixture: list[PartSection] = []
+    mixture: list[PartSection] = Field(default_factory=list)
     streaming: bool | None = None
 
     @model_validator(mode="after")
@@ -154,9 +180,9 @@ class TrainingSection(Strict):
     accumulate: Positive = 1
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_steps: Natural = 100
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     clip: Annotated[float, Field(ge=0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -164,8 +190,8 @@ class TrainingSection(Strict):
     save_every: Positive = 500
     keep: Positive = 2
     log_every: Positive = 20
-    validate_every: Annotated[int, Field(ge=0)] = 0
-    report_to: list[str] = []
+    validate_every: Natural = 0
+    report_to: list[str] = Field(default_factory=list)
     parallel: Literal["ddp", "fsdp"] | None = None
 
 
@@ -183,12 +209,12 @@ class SuiteSection(Strict):
     """
 
     suite: str | None = None
-    tasks: list[str] = []
-    harness: list[str] = []
-    lengths: list[Positive] = []
+    tasks: list[str] = Field(default_factory=list)
+    harness: list[str] = Field(default_factory=list)
+    lengths: list[Positive] = Field(default_factory=list)
     limit: Positive | None = None
     data_dir: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_kind(self) -> SuiteSection:
@@ -213,64 +239,21 @@ class EvaluateSection(Strict):
     batches: Positive = 32
     ar_hits: bool = True
     ar_hits_rare_below: Positive | None = None
-    mqar: list[dict[str, int]] = []
+    mqar: list[dict[str, int]] = Field(default_factory=list)
     mqar_examples: Positive = 500
-    decode_contexts: list[Positive] = []
-    suites: list[SuiteSection] = []
+    decode_contexts: list[Annotated[int, Field(gt=0, le=_LONGEST_CONTEXT)]] = Field(default_factory=list)
+    suites: list[SuiteSection] = Field(default_factory=list)
 
 
 class RunConfig(Strict):
     """One run: what is built, learnt and measured."""
 
     name: Name = "run"
-    seed: int = 0
+    seed: Seed = 0
     model: ModelSection = ModelSection()
     data: DataSection
     training: TrainingSection = TrainingSection()
     evaluate: EvaluateSection = EvaluateSection()
-
-
-def validated(model: type[M], values: Any, source: str) -> M:
-    """``values`` as ``model``, or an :class:`OptionError` naming the key, the value and the nearest valid key.
-
-    Args:
-        model: the pydantic model.
-        values: what the file holds.
-        source: file name, for the message.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = [str(part) for part in first["loc"]]
-        where = ".".join(path) or "the file"
-        if first["type"] == "extra_forbidden":
-            known = _known_keys(model, path[:-1])
-            raise OptionError(
-                f"{source}: unknown key {where!r} (value {first['input']!r}).{nearest(path[-1], known)}"
-            ) from None
-        raise OptionError(f"{source}: {where} = {first['input']!r}: {first['msg']}.") from None
-
-
-def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Field names valid at ``path`` inside ``model``."""
-    for part in path:
-        field = model.model_fields.get(part)
-        nested = field.annotation if field else None
-        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
-            break
-        model = nested
-    return list(model.model_fields)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, or an :class:`OptionError` that names the file and line."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise OptionError(f"There is no file {path}.") from None
-    except yaml.YAMLError as error:
-        raise OptionError(f"{path} is not valid YAML: {error}") from None
 
 
 def load_run_config(path: Path) -> RunConfig:

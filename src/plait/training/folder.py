@@ -11,9 +11,10 @@ from typing import Any
 
 from plait.errors import TrainingError
 from plait.fixtures import PREFIX, fixture_folder
+from plait.sections import validated
 from plait.storage.manifest import fault
 from plait.training.checkpoint import checkpoints, read_json, step_of, write_json
-from plait.training.config import RunConfig, validated
+from plait.training.config import RunConfig
 
 _log = logging.getLogger("plait")
 

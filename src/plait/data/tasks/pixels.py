@@ -24,6 +24,7 @@ from plait.data.order import Permutation, stable_hash
 from plait.data.tasks.base import IGNORED, Ids, Task
 from plait.errors import DataError
 from plait.extras import install_command
+from plait.files import regular_file
 
 _UNSIGNED_BYTES = 8  # the type code of an idx file
 _GZIP = b"\x1f\x8b"
@@ -144,7 +145,7 @@ def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
         DataError: the file is missing, cut short or of another format.
     """
     try:
-        content = path.read_bytes()
+        content = regular_file(path).read_bytes()
         if content.startswith(_GZIP):
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:

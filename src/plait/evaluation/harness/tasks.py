@@ -25,6 +25,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.manager import TaskDict
 
 from plait.errors import DataError, OptionError, nearest
+from plait.files import parse_json, quoted, read_text
 
 #: Sets whose prompt ends in a line "Answer:", which their rows leave out.
 QUESTIONS = ("arc_challenge", "arc_easy", "boolq", "piqa", "sciq")
@@ -167,19 +168,13 @@ def read_rows(path: Path) -> tuple[RowForm, list[dict[str, Any]]]:
     Raises:
         DataError: a file that cannot be read or a row that is wrong; the message names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    lines = read_text(path).split("\n")
     rows: list[dict[str, Any]] = []
     form: RowForm | None = None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+        row = parse_json(line, f"{path}, line {number}")
         form = form or next((f for f in FORMS if isinstance(row, dict) and set(f.keys) <= set(row)), None)
         if form is None:
             forms = ", ".join(f"{{{', '.join(f.keys)}}}" for f in FORMS)
@@ -192,7 +187,7 @@ def read_rows(path: Path) -> tuple[RowForm, list[dict[str, Any]]]:
 
 def _checked(row: Any, form: RowForm, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DataError(f"{place} is {row!r}, not an object with {', '.join(form.keys)}.")
+        raise DataError(f"{place} is {quoted(row)}, not an object with {', '.join(form.keys)}.")
     missing = [key for key in form.keys if key not in row]
     wrong = f"{missing[0]!r} is missing" if missing else form.wrong(row)
     if wrong:

@@ -6,7 +6,6 @@ prompt, a prompt that is too long loses its middle, and the score is the best ov
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +14,13 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from plait.data.files import read_text
 from plait.errors import DataError, OptionError, nearest
 from plait.evaluation.prompts.base import Prompt, PromptTask
 from plait.evaluation.prompts.lengths import text_of, token_ids, unbroken
 from plait.evaluation.prompts.longbench_metrics import METRICS, check_packages
 from plait.evaluation.prompts.longbench_sets import EVEN_SETS, SETS, LongBenchSet
 from plait.evaluation.prompts.rows import read_rows
+from plait.files import read_json
 
 FIELDS = ("input", "context", "answers", "all_classes", "length")
 
@@ -150,10 +149,7 @@ def _turns(sizes: tuple[tuple[str, int], ...]) -> Sequence[tuple[str, int]]:
 
 @cache
 def _templates(path: str, name: str) -> str:
-    try:
-        found = json.loads(read_text(Path(path).expanduser()))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error.msg} at line {error.lineno}.") from None
+    found = read_json(Path(path).expanduser())
     if not isinstance(found, dict) or not isinstance(found.get(name), str):
         raise DataError(f"{path} has no prompt for the set {name!r}; it maps names of sets to prompts.")
     prompt: str = found[name]

@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from plait.data.files import read_text
 from plait.errors import DataError, OptionError
 from plait.evaluation.prompts.base import Prompt, PromptTask
 from plait.evaluation.prompts.lengths import text_of, token_count, token_ids, unbroken
+from plait.files import read_text
 
 NEEDLE = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
 ANSWER = "eat a sandwich and sit in Dolores Park on a sunny day"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,9 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from plait.data.files import read_records, read_text
+from plait.data.records import read_records
 from plait.errors import DataError
 from plait.extras import install_command
+from plait.files import foreign, read_json
+from plait.hub import check_name
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,10 @@ def _hub(source: str, fields: tuple[str, ...], split: str) -> Any:
             f"The data set {source!r} needs the package datasets: {install_command('hub')}; or give a jsonl file of "
             f"{wanted}."
         ) from None
-    try:
-        return datasets.load_dataset(source, split=split)
-    except Exception as error:  # datasets, its file systems and its network libraries raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"The data set {source!r} cannot be loaded: {reason}. Without network give a jsonl file of {wanted}."
-        ) from error
+    if not Path(source).is_dir():
+        check_name(source, "data set", DataError)
+    with foreign(f"The data set {source!r} cannot be loaded", f"Without network give a jsonl file of {wanted}."):
+        return list(datasets.load_dataset(source, split=split, trust_remote_code=False))
 
 
 @cache
@@ -88,17 +86,16 @@ def read_squad(source: str) -> Sequence[Question]:
     path = Path(source).expanduser()
     if not path.is_file():
         raise DataError(f"{source} does not exist; give a JSON file in SQuAD's format.")
+    content = read_json(path)
     try:
         questions = [
             Question(paragraph["context"], row["question"], tuple(dict.fromkeys(one["text"] for one in row["answers"])))
-            for article in json.loads(read_text(path))["data"]
+            for article in content["data"]
             for paragraph in article["paragraphs"]
             for row in paragraph["qas"]
             if row["answers"]
         ]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error.msg} at line {error.lineno}.") from None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is not in SQuAD's format (data > paragraphs > context, qas > question, answers > text): {error!r}."
         ) from None

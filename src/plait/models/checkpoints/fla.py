@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from plait.errors import OptionError
+from plait.files import foreign, read_json_object
 from plait.models.checkpoints.fla_config import from_fla_config, to_fla_config
 from plait.models.configuration import PlaitConfig
 from plait.models.decoder import PlaitForCausalLM
+from plait.models.loading import check_safetensors
 
 _BOUNDS = "model.lower_bounds"
 _HEAD, _EMBEDDINGS = "lm_head.weight", "model.embeddings.weight"
@@ -120,30 +121,32 @@ def _bounds_name(config: PlaitConfig) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise OptionError(f"{path.parent} holds no model: it has no {path.name}.") from None
-    except ValueError as error:
-        raise OptionError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(values, dict):
-        raise OptionError(f"{path} is not a JSON object.")
-    return values
+    if not os.path.lexists(path):
+        raise OptionError(f"{path.parent} holds no model: it has no {path.name}.")
+    return read_json_object(path, OptionError)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All weights of a folder, by name."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(_read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.exists():
+        listed = _read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(_is_file_name(name) for name in listed.values()):
+            raise OptionError(f"{index} has no 'weight_map' from weights to files of its folder.")
+        names = sorted(set(listed.values()))
     weights: dict[str, Tensor] = {}
     for name in names:
-        if not (folder / name).is_file():
+        if not os.path.lexists(folder / name):
             raise OptionError(f"{folder} holds no weights that plait reads: it has no {name}.")
-        try:
+        check_safetensors(folder / name)
+        with foreign(f"{folder / name} is damaged", "Copy it again.", OptionError):
             weights |= load_file(folder / name)
-        except SafetensorError as error:
-            raise OptionError(f"{folder / name} is damaged: {error}.") from None
     return weights
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name
 
 
 def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> None:

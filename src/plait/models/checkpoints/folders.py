@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from plait.errors import OptionError
+from plait.files import check_new_folder, foreign, quoted, read_json_object
+from plait.hub import check_name
 
 #: Files of a tokenizer; a folder has those that its kind needs.
 TOKENIZER_FILES = (
@@ -34,16 +34,10 @@ def find_folder(path_or_name: str | os.PathLike) -> Path:
     folder = Path(path_or_name)
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or str(path_or_name).startswith(".") or len(folder.parts) > 2:
-        raise OptionError(f"There is no folder {folder}.")
+    check_name(str(path_or_name))
     wanted = ["config.json", "*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES]
-    try:
+    with foreign(f"There is no folder {folder}, and the model of that name cannot be downloaded", kind=OptionError):
         return Path(snapshot_download(str(path_or_name), allow_patterns=wanted))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OptionError(
-            f"There is no folder {folder}, and the model of that name cannot be downloaded: {reason}"
-        ) from None
 
 
 def new_folder(path: str | os.PathLike) -> Path:
@@ -52,9 +46,7 @@ def new_folder(path: str | os.PathLike) -> Path:
     Raises:
         OptionError: it holds files, which would be mixed with the new ones.
     """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise OptionError(f"{folder} is a file: name a new folder.")
+    folder = check_new_folder(Path(path), OptionError)
     if folder.is_dir() and any(folder.iterdir()):
         raise OptionError(f"{folder} is not empty: name a new folder, or empty it first.")
     return folder
@@ -77,14 +69,11 @@ def new_file(path: str | os.PathLike) -> Path:
 def model_type(folder: Path) -> str | None:
     """What ``config.json`` says the model is; None where there is none."""
     path = folder / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError, RecursionError):
-        raise OptionError(f"{path} is not a JSON object.") from None
+    kind = read_json_object(path, OptionError).get("model_type")
     if kind is not None and not isinstance(kind, str):
-        raise OptionError(f"{path}: model_type={kind!r} is not a name.")
+        raise OptionError(f"{path}: model_type={quoted(kind)} is not a name.")
     return kind
 
 

@@ -7,10 +7,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from plait.data.files import field_text, read_text
+from plait.data.records import field_text
 from plait.errors import DataError
-from plait.evaluation.prompts.ruler.sources import hub_rows, read_json
+from plait.evaluation.prompts.ruler.sources import hub_rows
 from plait.extras import install_command
+from plait.files import read_json, read_text
 
 _GIVE = "Paul Graham's essays are RULER's: give a folder of txt files, a txt file, a JSON file with 'text', or hf:NAME"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plait.errors import DataError
-from plait.evaluation.prompts.ruler.sources import hub_rows, read_json
+from plait.evaluation.prompts.ruler.sources import hub_rows
+from plait.files import read_json
 
 
 class Question(NamedTuple):

@@ -7,10 +7,9 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from plait.data.files import read_text
 from plait.errors import DataError
-from plait.evaluation.prompts.ruler.sources import read_json
 from plait.extras import install_command
+from plait.files import read_json, read_text
 
 _LISTS = {"adjectivelist.txt": 912, "nounlist.txt": 6782, "verblist.txt": 1042}  # of wonderwords 3.0.1
 
