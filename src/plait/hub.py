@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from contextvars import ContextVar
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,7 +39,19 @@ _SUFFIXES = {
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _PATIENCE = 3.0  # seconds for one connection
 
+#: Whether Python code that a model's folder brings may run; ``plait --trust-remote-code`` turns it on for one call.
+trust_remote_code: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
+
 _reached: dict[str, str | None] = {}
+
+
+def trusted(given: bool | None) -> bool:
+    """Whether code of a model's folder may run.
+
+    Args:
+        given: what the caller says; None: what the command line says, which is no unless ``--trust-remote-code``.
+    """
+    return trust_remote_code.get() if given is None else given
 
 
 def looks_like_path(name: str) -> bool:

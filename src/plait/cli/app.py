@@ -53,6 +53,7 @@ def _version(wanted: bool) -> None:
 
 def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    trust: bool = typer.Option(False, "--trust-remote-code", help="Let Python code run that a model's folder brings."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; so does PLAIT_DEBUG=1."),
 ) -> None:
     """Hybrid attention models: build, train, measure, compare."""
@@ -90,7 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; always ends in :class:`SystemExit` with the status of this module's first lines."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments or os.environ.get("PLAIT_DEBUG", "") not in ("", "0")
-    arguments = [word for word in arguments if word != "--debug"]  # at any place, as people write it
+    trusts = "--trust-remote-code" in arguments
+    arguments = [word for word in arguments if word not in ("--debug", "--trust-remote-code")]  # they stand anywhere
+    if trusts:
+        from plait.hub import trust_remote_code
+
+        trust_remote_code.set(True)
     try:
         try:
             with termination_interrupts():

@@ -17,6 +17,7 @@ from plait.evaluation.batching import Batches
 from plait.evaluation.language import loss_by_context, text_perplexity
 from plait.evaluation.measurements import Advance, Measurement, Score
 from plait.evaluation.subject import Subject
+from plait.files import read_text
 from plait.policies.base import Policy
 
 #: Characters of one piece, which is one sample, and how many pieces are read where no limit is given.
@@ -85,10 +86,7 @@ class TextMeasurement(Measurement):
         if self.source == "python-stdlib":
             texts: Iterator[str] = (document.text for document in open_corpus(self.source, "text").documents("test"))
         else:
-            try:
-                texts = iter([Path(self.source).read_text(encoding="utf-8")])
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{self.source} cannot be read as UTF-8 text: {error}.") from None
+            texts = iter([read_text(Path(self.source))])
         rest, found = "", False
         for text in texts:
             rest += text

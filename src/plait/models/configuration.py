@@ -148,8 +148,6 @@ class PlaitConfig(PreTrainedConfig):
         self.mixers = {} if self.mixers is None else self.mixers
         if not isinstance(self.mixers, dict):
             raise OptionError(f"mixers={quoted(self.mixers)} must map names of mixers to their options.")
-        if not all(isinstance(name, str) for name in self.layer_types):
-            raise OptionError(f"layer_types={quoted(self.layer_types)} must be a list of names of mixers.")
         plan = self.layer_types
         super().__post_init__(**kwargs)
         self.layer_types = plan  # transformers renames "attention" to its own word
@@ -203,7 +201,7 @@ class PlaitConfig(PreTrainedConfig):
         names = [*known, *self.mixers]
         for index, value in enumerate(self.layer_types):
             if value not in names:
-                raise OptionError(f"layer_types[{index}]={value!r} is not a mixer.{nearest(str(value), names)}")
+                raise OptionError(f"layer_types[{index}]={quoted(value)} is not a mixer.{nearest(str(value), names)}")
         if len(self.layer_types) != self.num_hidden_layers:
             raise OptionError(
                 f"layer_types has {len(self.layer_types)} entries but num_hidden_layers={self.num_hidden_layers}: "

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from plait.errors import OptionError
 from plait.files import check_json_object, check_pointer, foreign, quoted, regular_file
-from plait.hub import check_name
+from plait.hub import check_name, trusted
 from plait.models.alignment import align_weights
 from plait.models.classification import PlaitForSequenceClassification, PlaitForTokenClassification
 from plait.models.configuration import PlaitConfig
@@ -47,7 +47,7 @@ def register() -> None:
 
 
 def load(
-    path_or_name: str | os.PathLike, *, trust_remote_code: bool = False, **options: Any
+    path_or_name: str | os.PathLike, *, trust_remote_code: bool | None = None, **options: Any
 ) -> tuple[PreTrainedModel, Tokenizer | None]:
     """A saved model, ready to run, and its tokenizer.
 
@@ -55,7 +55,7 @@ def load(
         path_or_name: folder of a saved model, or a name on the Hugging Face hub; any causal language model that
             transformers can load, plait's own or not; or a folder of plait's auto-encoder; or a checkpoint of a run,
             sharded or whole.
-        trust_remote_code: run Python code that the folder brings; nothing else turns it on.
+        trust_remote_code: run Python code that the folder brings; None: as the command line says.
         options: for ``from_pretrained``, such as ``dtype`` or ``device_map``.
 
     Returns:
@@ -73,7 +73,7 @@ def load(
         check_safetensors(file)
     with foreign(f"{where} cannot be loaded", kind=OptionError):
         if local and (folder / SHARDED_FOLDER).is_dir():
-            model = _from_shards(folder, trust_remote_code=trust_remote_code, **options)
+            model = _from_shards(folder, trust_remote_code=trusted(trust_remote_code), **options)
         else:
             kind = AutoencoderForCompression if _is_autoencoder(config) else AutoModelForCausalLM
             model = _whole(kind, path_or_name, where, trust_remote_code, options)
@@ -83,12 +83,12 @@ def load(
     return model, open_tokenizer(path_or_name, trust_remote_code)
 
 
-def open_config(path_or_name: str | os.PathLike, trust_remote_code: bool = False) -> PreTrainedConfig:
+def open_config(path_or_name: str | os.PathLike, trust_remote_code: bool | None = None) -> PreTrainedConfig:
     """The configuration of a saved model, with sizes that somebody could have; reads no weight.
 
     Args:
         path_or_name: folder, or name on the hub.
-        trust_remote_code: run Python code that the folder brings.
+        trust_remote_code: run Python code that the folder brings; None: as the command line says.
 
     Raises:
         OptionError: there is no such model, or a file of it is damaged; the message names it.
@@ -100,7 +100,9 @@ def open_config(path_or_name: str | os.PathLike, trust_remote_code: bool = False
         check_name(str(path_or_name))
     where = str(folder / "config.json") if folder.is_dir() else f"The model {str(path_or_name)!r}"
     with foreign(f"{where} does not describe a model", kind=OptionError):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path_or_name, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            path_or_name, trust_remote_code=trusted(trust_remote_code)
+        )
     check_sizes(config, where)
     return config
 
@@ -147,7 +149,9 @@ def _whole(
     kind: Any, name: str | os.PathLike, where: str, trust_remote_code: bool, options: dict[str, Any]
 ) -> PreTrainedModel:
     """The model with all of its weights: one that is missing would be a random one."""
-    model, report = kind.from_pretrained(name, trust_remote_code=trust_remote_code, output_loading_info=True, **options)
+    model, report = kind.from_pretrained(
+        name, trust_remote_code=trusted(trust_remote_code), output_loading_info=True, **options
+    )
     missing = sorted(report["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -174,13 +178,16 @@ def check_sizes(config: Any, where: str) -> None:
             raise OptionError(f"{where}: {name} = {quoted(value)} is not between 1 and {most:,}.")
 
 
-def _from_shards(folder: Path, dtype: torch.dtype | str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+def _from_shards(
+    folder: Path, dtype: torch.dtype | str = "auto", trust_remote_code: bool | None = None
+) -> PreTrainedModel:
     """The whole model of a checkpoint that several processes wrote; ``auto`` is the type it was trained in."""
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code
+        AutoConfig.from_pretrained(folder, trust_remote_code=trusted(trust_remote_code)),
+        trust_remote_code=trusted(trust_remote_code),
     )
     weights = get_model_state_dict(model)
     checkpoint.load({"model": weights}, checkpoint_id=folder / SHARDED_FOLDER, no_dist=True)

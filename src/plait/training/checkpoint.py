@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from plait import files
 from plait.errors import TrainingError
 from plait.storage.manifest import fault, seal
 
@@ -52,11 +53,9 @@ def read_json(path: Path) -> Any:
         TrainingError: the file is not JSON, or its content is not what was sealed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TrainingError(
-            f"{path} is not valid JSON ({error}); delete the run's folder or restore the file."
-        ) from None
+        content = files.read_json(path, TrainingError)
+    except TrainingError as error:
+        raise TrainingError(f"{error} Delete the run's folder or restore the file.") from None
     if isinstance(content, dict) and SEAL in content:
         digest = content.pop(SEAL)
         if digest != _hash_of(content):
