@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any, ClassVar
@@ -159,3 +161,17 @@ def test_hostile_evidence_is_shown_as_it_is(toy: str, tmp_path: Path) -> None:
     assert "<" not in before + after
     assert command.startswith("text\n")
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") == 5
+
+
+def test_no_link_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the documentation nor for a claim without a paper."""
+    empty = re.compile(r"\]\(\s*\)|\]\(https://arxiv\.org/abs/\s*\)|href=\"\s*\"|\[\]\(")
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *(root / "docs").rglob("*.md")]
+    assert [path.name for path in pages if empty.search(path.read_text(encoding="utf-8"))] == []
+    name = catalog.names("claim")[0]
+    method = dataclasses.replace(catalog.get(name, "claim"), paper="")
+    monkeypatch.setattr(catalog, "get", lambda *_: method)
+    table = claims_table({name: None})
+    assert "plait's own" in table
+    assert not empty.search(table)

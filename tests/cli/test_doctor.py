@@ -36,7 +36,7 @@ def test_findings_are_those_of_this_machine(capsys: pytest.CaptureFixture[str]) 
     assert found["chosen"]["cpu"][0] == ops.choose("cpu")[0]
     for entry in found["backends"]:
         assert entry["reason"]
-        assert entry["available"] or entry["mend"]
+        assert entry["available"] or entry["fix"]
     assert "ceilings" not in found
 
 

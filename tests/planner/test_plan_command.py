@@ -41,9 +41,25 @@ def test_text_says_what_was_dropped_and_hides_what_is_beaten(capsys: pytest.Capt
     text = run(capsys, *FEW)
     assert re.search(r"\d+ of \d+ plans do not fit in 24 GiB", text)
     assert "24:1' with placement='block_r_plus_1' needs 25 layers" in text
-    assert "paper" in text
+    assert "Recall: RULER averages printed in 2507.06457" in text
+    assert re.search(r"combinations? cannot be built: ratio='24:1'", text)
     shown = text.count("\ndeltanet ")
     assert run(capsys, *FEW, "--all").count("\ndeltanet ") > shown
+
+
+def test_parts_of_the_memory_add_up_under_their_headings(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "--layers", "4", "--hidden-size", "256", "--context", "8192", "--mixer", "gla", "--all"]
+    command += ["--ratio", "3:1", "--window", "0", "--window", "1024", "--kv-heads", "2"]
+    text = run(capsys, *command)
+    header = next(line for line in text.splitlines() if line.startswith("plan"))
+    names = ["weights", "grows", "bounded", "constant", "working", "memory"]
+    assert [name for name in header.split() if name in names] == names
+    plans = {one["key"]: one for one in json.loads(run(capsys, *command, "--json"))["plans"]}
+    windowed = plans["transformer kv=2 window=1024"]
+    assert windowed["cache_bytes"] == 0
+    assert windowed["window_bytes"] == 4 * 1023 * 2 * 128 * 2, "4 layers, the 1,023 tokens before, bf16"
+    parts = ("weight_bytes", "cache_bytes", "window_bytes", "state_bytes", "working_bytes")
+    assert all(one["memory"] == sum(one[part] for part in parts) for one in plans.values())
 
 
 def test_page_is_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_bytes_and_parameters_are_those_of_the_real_model(grid: dict) -> None:
     cache = PlaitCache(config)
     with torch.no_grad():
         model(torch.zeros(3, 40, dtype=torch.long), past_key_values=cache)
-    assert one.cache_bytes + one.state_bytes == cache.bytes()
+    assert one.cache_bytes + one.window_bytes + one.state_bytes == cache.bytes()
+    assert (one.window_bytes > 0) == (one.window is not None)
+    assert one.memory == one.weight_bytes + one.cache_bytes + one.window_bytes + one.state_bytes + one.working_bytes
     assert one.parameters == count_parameters(config)
     assert one.weight_bytes == sum(p.nbytes for p in model.parameters())
     growing = sum(layer.state.bytes() for layer in cache.layers if layer.is_croppable)
@@ -138,7 +140,7 @@ def test_published_recall_stands_for_the_papers_own_shape_and_plan() -> None:
 def plan_of(key: str, memory: int, speed: float, recall: float | None) -> Candidate:
     one = next(iter(made(ratios=["pure"], mixers=["hgrn"]).values()))
     found = None if recall is None else Recall(recall, "paper")
-    sizes = {"weight_bytes": memory, "cache_bytes": 0, "state_bytes": 0, "working_bytes": 0}
+    sizes = {"weight_bytes": memory, "cache_bytes": 0, "window_bytes": 0, "state_bytes": 0, "working_bytes": 0}
     return replace(one, mixer=key, ratio="pure", tokens_per_second=speed, recall=found, **sizes)
 
 

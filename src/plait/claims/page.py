@@ -23,7 +23,7 @@ def page(claim: Claim, evidence: Evidence, figure: str) -> str:
     seeds = ", ".join(map(str, evidence.seeds))
     lines = [
         f"# {method.title}",
-        f"**{claim.sentence}** ([{method.paper}](https://arxiv.org/abs/{method.paper}))",
+        f"**{claim.sentence}** ({paper_link(method.paper)})",
         f"Published: {claim.published}",
         "## The experiment",
         "\n".join(f"{number}. {line}" for number, line in enumerate(claim.experiment, start=1)),
@@ -60,9 +60,14 @@ def claims_table(evidence: Mapping[str, Evidence | None], link: str = "") -> str
     return "\n".join(rows)
 
 
+def paper_link(paper: str) -> str:
+    """A link to arXiv; of a claim without a paper, whose it is."""
+    return f"[{paper}](https://arxiv.org/abs/{paper})" if paper else "plait's own"
+
+
 def _cells(method: Method, evidence: Evidence | None) -> list[str]:
     sentence: str = method.load().sentence
-    paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})"
+    paper = paper_link(method.paper)
     command = f"`plait claim run {method.name}`"
     if evidence is None:
         return ["not run", sentence, paper, "", "", command]

@@ -19,7 +19,10 @@ Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")]
 Repeats = Annotated[int, typer.Option(min=7, help="Alternated repeats of each timing.")]
 Settings = Annotated[
     int | None,
-    typer.Option(min=1, help="Tune each Triton kernel over at most so many of its settings; all without it, minutes."),
+    typer.Option(
+        min=1,
+        help="Tune each Triton kernel over at most so many of its settings; default: all of them, which takes minutes.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Shapes = Annotated[

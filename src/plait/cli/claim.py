@@ -40,7 +40,7 @@ def list_claims(as_json: Json = False) -> None:
         return
     print_table(
         ["claim", "paper", "verdict", "sentence"],
-        [[row["name"], row["paper"], row["verdict"] or "not run", row["sentence"]] for row in rows],
+        [[row["name"], row["paper"] or "plait's own", row["verdict"] or "not run", row["sentence"]] for row in rows],
     )
 
 
@@ -80,7 +80,9 @@ def show(
         texts = {key: getattr(claim, key) for key in ("sentence", "published", "experiment", "rule", "change")}
         print_json({"name": name, **texts, "evidence": evidence.model_dump(mode="json") if evidence else None})
         return
-    typer.echo(f"{claim.sentence} (arXiv {catalog.get(name, 'claim').paper})\n")
+    paper = catalog.get(name, "claim").paper
+    source = f"arXiv {paper}" if paper else "plait's own"
+    typer.echo(f"{claim.sentence} ({source})\n")
     typer.echo(f"published   {claim.published}")
     for number, line in enumerate(claim.experiment, start=1):
         typer.echo(f"{'experiment' if number == 1 else '':<12}{line}")

@@ -19,7 +19,7 @@ def command(
     measure: Annotated[bool, typer.Option("--measure", help="Also measure matrix products and copies.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show versions, devices and backends, with the mend for each."""
+    """Show versions, devices and backends, with the fix for each."""
     findings = examine()
     if measure:
         from plait.benchmarks.machine import ceilings
@@ -50,15 +50,15 @@ def examine() -> dict[str, Any]:
         },
         "threads": torch.get_num_threads(),
         "backends": [
-            {"name": status.name, "available": status.available, "reason": status.reason, "mend": status.mend}
+            {"name": status.name, "available": status.available, "reason": status.reason, "fix": status.mend}
             for status in ops.backends()
         ],
         "chosen": {device: list(ops.choose(device)) for device in (["cpu", "cuda"] if cuda else ["cpu"])},
         "extras": [
-            {"name": extra, "package": package, "version": installed(package), "mend": install_command(extra)}
+            {"name": extra, "package": package, "version": installed(package), "fix": install_command(extra)}
             for extra, package in EXTRAS.items()
         ],
-        "trackers": [{"name": name, "version": installed(name), "mend": f"pip install {name}"} for name in TRACKERS],
+        "trackers": [{"name": name, "version": installed(name), "fix": f"pip install {name}"} for name in TRACKERS],
         "warnings": warnings(fla=find_spec("fla") is not None, cuda=cuda, unusable=unusable_accelerator()),
     }
 
@@ -100,7 +100,7 @@ def _print(findings: dict[str, Any]) -> None:
         ["name", "state", "reason", "to turn it on"],
         [
             [entry["name"], "on" if entry["available"] else "off", entry["reason"]]
-            + ["" if entry["available"] else entry["mend"]]
+            + ["" if entry["available"] else entry["fix"]]
             for entry in findings["backends"]
         ],
     )
@@ -111,7 +111,7 @@ def _print(findings: dict[str, Any]) -> None:
     print_table(
         ["name", "version", "to install it"],
         [
-            [entry["name"], entry["version"] or "off", "" if entry["version"] else entry["mend"]]
+            [entry["name"], entry["version"] or "off", "" if entry["version"] else entry["fix"]]
             for entry in [*findings["extras"], *findings["trackers"]]
         ],
     )

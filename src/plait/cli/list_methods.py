@@ -24,5 +24,5 @@ def command(
     if as_json:
         print_json([asdict(method) for method in methods])
         return
-    rows = [[method.name, method.kind, method.title, method.paper, method.state] for method in methods]
+    rows = [[method.name, method.kind, method.title, method.paper or "-", method.state or "-"] for method in methods]
     print_table(["name", "kind", "title", "paper (arXiv)", "decoding state"], rows)

@@ -78,8 +78,8 @@ def _show(plan: Plan, everything: bool) -> None:
     )
     best = {one.key for one in choice.front}
     shown = choice.fits if everything else choice.front
-    header = ["plan", "full", "parameters", "weights", "cache", "state", "memory", "prefill", "tokens/s", "recall"]
-    header += ["source"] + (["front"] if everything else [])
+    header = ["plan", "full", "weights", "grows", "bounded", "constant", "working", "memory", "tokens/s", "recall"]
+    header += ["front"] if everything else []
     rows = [_row(one) + (["yes" if one.key in best else ""] if everything else []) for one in shown]
     if rows:
         print_table(header, rows, right=range(1, 10))
@@ -87,7 +87,6 @@ def _show(plan: Plan, everything: bool) -> None:
 
 
 def _row(one: Candidate) -> list[str]:
-    row: list[Any] = [one.key, str(one.n_full), f"{one.parameters:,}", size(one.weight_bytes), size(one.cache_bytes)]
-    row += [size(one.state_bytes), size(one.memory), quantity(one.prefill_flops, "FLOP")]
-    row += [f"{one.tokens_per_second:,.0f}"]
-    return row + (["unknown", ""] if one.recall is None else [f"{one.recall.value:.3f}", one.recall.source])
+    parts = (one.weight_bytes, one.cache_bytes, one.window_bytes, one.state_bytes, one.working_bytes, one.memory)
+    row = [one.key, str(one.n_full), *(size(part) if part else "-" for part in parts)]
+    return [*row, f"{one.tokens_per_second:,.0f}", "unknown" if one.recall is None else f"{one.recall.value:.3f}"]

@@ -121,7 +121,8 @@ def _formula(mixer: Any, dims: Any, options: Any) -> str:
 
 def _print(description: dict[str, Any]) -> None:
     typer.echo(f"{description['name']}: {description['title']} ({description['kind']})")
-    typer.echo(f"paper  {description['paper']}")
+    source = description["paper"] or "none, it is plait's own"
+    typer.echo(f"paper  {source}")
     typer.echo(f"code   {description['code']}")
     if description["notes"]:
         typer.echo(f"notes  {description['notes']}")

@@ -13,6 +13,7 @@ from plait.cli import study_scaling
 from plait.cli.output import print_json, print_table, size
 
 if TYPE_CHECKING:
+    from plait.planner.devices import Device
     from plait.study.file import StudyFile
     from plait.study.store import Store
     from plait.study.summary import StudySummary
@@ -117,10 +118,15 @@ def report(target: Target, out: Out = None, as_json: Json = False) -> None:
 @app.command("plan")
 def plan(
     file: File,
-    device: Annotated[str, typer.Option(help="a100, h100, h200, or cpu, which is timed.")] = "h100",
+    device: Annotated[
+        str, typer.Option(help="here: this machine, measured by a few training steps; or a100, h100, h200.")
+    ] = "here",
     utilisation: Annotated[
-        float, typer.Option("--mfu", "--utilisation", help="Model FLOPs utilisation, the share of the peak reached.")
-    ] = 0.4,
+        float | None,
+        typer.Option(
+            "--mfu", "--utilisation", help="Share of the peak that training reaches: 0.4, or 1 of what was measured."
+        ),
+    ] = None,
     peak: Annotated[float | None, typer.Option(help="Peak of one device in FLOP/s, instead of its maker's.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of one device, such as 40GB, instead of its own.")] = None,
     price: Annotated[float | None, typer.Option(help="Price of one device for an hour; adds a column.")] = None,
@@ -135,9 +141,11 @@ def plan(
     from plait.study.trials import trials
 
     study = load_study(file)
-    found = devices.device(device).with_figures(peak, None, None if memory is None else devices.parse_bytes(memory))
-    machine = Machine(found, utilisation, price)
-    rows = budgets(study, trials(study, str(file)), machine)
+    resolved = trials(study, str(file))
+    found = _device(device).with_figures(peak, None, None if memory is None else devices.parse_bytes(memory))
+    reached = (1.0 if device == "here" else 0.4) if utilisation is None else utilisation
+    machine = Machine(found, reached, price)
+    rows = budgets(study, resolved, machine)
     if as_json:
         print_json(study_budget.record(rows, machine))
     else:
@@ -157,16 +165,26 @@ def _store(target: Path, out: Path | None) -> Store:
     return Store(out or Path("runs") / load_study(target).name)
 
 
+def _device(name: str) -> Device:
+    """The named device; ``here`` is this machine as it trains."""
+    if name != "here":
+        from plait.planner import devices
+
+        return devices.device(name)
+    from plait.study.rate import this_machine
+
+    return this_machine()
+
+
 def _dry_run(store: Store, study: StudyFile, found: list[Trial], as_json: bool) -> None:
-    """List the trials, and what they cost on the device that ``plait study plan`` takes by default."""
+    """List the trials, and what they cost on this machine."""
     from plait.cli import study_budget
     from plait.errors import OptionError
-    from plait.planner import devices
     from plait.study.plan import Machine
     from plait.study.plan import plan as budgets
 
     rows = [{"trial": t.hash, "track": t.track, "key": t.key, "seed": t.seed} for t in found]
-    machine = Machine(devices.device("h100"))
+    machine = Machine(_device("here"), 1.0)
     try:
         planned = budgets(study, found, machine)
     except OptionError as error:  # the study can run; only its cost is not known yet

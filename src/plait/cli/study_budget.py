@@ -32,32 +32,43 @@ def show(study: StudyFile, budgets: list[Budget], machine: Machine) -> None:
     """Print a row for each configuration, the totals, and what the figures rest on."""
     from plait.study.plan import totals
 
-    header = ["configuration", "track", "seeds", "linear+full", "parameters", "tokens", "FLOPs", "mixing"]
-    header += ["memory", "devices", f"cache at {max(study.contexts):,}", "hours"]
-    header += [] if machine.price is None else ["price"]
+    header = ["configuration", "track", "seeds", "layers", "parameters", "tokens", "FLOPs", "memory"]
+    header += ["devices", "hours"] + ([] if machine.price is None else ["price"])
     rows = []
     for one in budgets:
-        row = [one.key, one.track, str(one.trials), f"{one.n_linear}+{one.n_full}", f"{one.parameters:,}"]
-        row += [quantity(one.tokens), quantity(one.flops), f"{one.mixing_flops / one.flops:.1%}"]
-        row += [size(one.memory.total), "none" if one.devices is None else str(one.devices), size(one.cache_bytes)]
-        row += [hours(one.device_hours)] + ([] if one.price is None else [f"{one.price:,.2f}"])
+        row = [one.key, one.track, str(one.trials), f"{one.n_linear}+{one.n_full}", quantity(one.parameters)]
+        row += [quantity(one.tokens), quantity(one.flops), size(one.memory.total)]
+        row += ["none" if one.devices is None else str(one.devices), hours(one.device_hours)]
+        row += [] if one.price is None else [f"{one.price:,.2f}"]
         rows.append(row)
     print_table(header, rows, right=range(2, len(header)))
     total, device = totals(budgets), machine.device
     price = "" if total["price"] is None else f", price {total['price']:,.2f} at {machine.price:g} an hour"
+    if machine.utilisation == 1:
+        basis = f"at {quantity(device.peak, 'FLOP/s')}"
+    else:
+        basis = f"at {machine.utilisation:.0%} of {quantity(device.peak, 'FLOP/s')}"
+    shares = [one.mixing_flops / one.flops for one in budgets]
     typer.echo(
         f"\n{total['trials']} trials, {quantity(total['tokens'])} tokens, {quantity(total['flops'], 'FLOP')}: "
-        f"{hours(total['device_hours'])} {device.name} hours at {machine.utilisation:.0%} of "
-        f"{quantity(device.peak, 'FLOP/s')}{price}.\n"
-        f"Device: {device.memory / 1e9:.4g} GB; {device.source}.\n"
-        "FLOPs: 6 x parameters (without the input embedding) per token, plus three times the forward token mixing, "
-        "which the column 'mixing' is the share of.\n"
-        "Memory: peak of a training step on one device as the file sets it up. Devices: the fewest (1, 2, 4, ...) on "
-        "which it fits when they share weights, gradients, AdamW's moments and the sequences of the batch.\n"
-        "Hours are those of one device; more devices share them."
+        f"{_time(total['device_hours'])} on {device.name} {basis}{price}.\n"
+        f"Speed: {device.source}.\n"
+        "Layers: linear + full. FLOPs of one trial: 6 x parameters (without the input embedding) per token, plus "
+        f"three times the forward token mixing ({min(shares):.1%} to {max(shares):.1%} of all).\n"
+        f"Memory: peak of a training step on one device, of {device.memory / 1e9:.4g} GB. Devices: the fewest (1, 2, 4, "
+        "...) on which it fits when they share weights, gradients, AdamW's moments and the sequences of the batch.\n"
+        f"Hours: of one trial on one device. Cache of one sequence at {max(study.contexts):,} tokens: "
+        f"{size(min(one.cache_bytes for one in budgets))} to {size(max(one.cache_bytes for one in budgets))}."
     )
 
 
 def hours(value: float) -> str:
-    """Hours with the digits that they deserve."""
+    """Hours with the digits that they deserve; minutes below one tenth."""
+    if value < 0.1:
+        return f"{60 * value:.2g} min"
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _time(value: float) -> str:
+    said = hours(value)
+    return said if said.endswith("min") else f"{said} hours"

@@ -20,7 +20,7 @@ class LayerCost:
         index: depth, from 0.
         name: entry of ``layer_types``.
         mixer: the mixer that it stands for.
-        state: ``constant`` or ``grows`` with the context.
+        state: ``grows`` with the context, is ``bounded`` by a window of tokens, or is ``constant``.
         parameters: of the whole block.
         cost: token mixing for one sequence.
     """
@@ -66,7 +66,7 @@ def layer_costs(config: PlaitConfig, T: int, cache_dtype: torch.dtype = torch.bf
             index=index,
             name=spec.name,
             mixer=spec.mixer,
-            state="grows" if _grows(spec.options, catalog.get(spec.mixer).state) else "constant",
+            state=_growth(spec.options, catalog.get(spec.mixer).state),
             parameters=sum(parameter.numel() for parameter in block.parameters()),
             cost=spec.type.cost(config.dims, T, spec.options, cache_dtype=cache_dtype),
         )
@@ -74,8 +74,10 @@ def layer_costs(config: PlaitConfig, T: int, cache_dtype: torch.dtype = torch.bf
     ]
 
 
-def _grows(options: object, state: str) -> bool:
-    return state == "grows" and getattr(options, "window", None) is None
+def _growth(options: object, state: str) -> str:
+    if state != "grows":
+        return "constant"
+    return "grows" if getattr(options, "window", None) is None else "bounded"
 
 
 def _skeleton(config: PlaitConfig) -> PlaitForCausalLM:

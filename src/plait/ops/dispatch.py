@@ -128,7 +128,7 @@ def resolve(name: str, device_type: str) -> str:
         return choose(device_type)[0]
     found = status(name)
     if not found.available:
-        raise BackendUnavailable(f"Backend {name!r} cannot serve: {found.reason}. Mend: {found.mend}.")
+        raise BackendUnavailable(f"Backend {name!r} cannot serve: {found.reason}. To fix it: {found.mend}.")
     return name
 
 

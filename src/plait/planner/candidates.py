@@ -66,8 +66,9 @@ class Candidate:
         n_linear, n_full, full_layers: counts and indices.
         parameters: of the model.
         weight_bytes: in the load's dtype.
-        cache_bytes: keys and values of the full layers, after the context.
-        state_bytes: recurrent states and convolution inputs, which do not grow; windows that are full too.
+        cache_bytes: keys and values of full layers without a window, which grow with the context.
+        window_bytes: keys and values of full layers with a window, which bounds them.
+        state_bytes: recurrent states and convolution inputs, which are constant.
         working_bytes: the largest layer's keys and values once more, while a token is appended.
         prefill_flops: 2 a parameter and token, without the embedding, plus token mixing (2507.06457).
         decode_flops: of one more token of every sequence.
@@ -88,6 +89,7 @@ class Candidate:
     parameters: int
     weight_bytes: int
     cache_bytes: int
+    window_bytes: int
     state_bytes: int
     working_bytes: int
     prefill_flops: int
@@ -109,7 +111,7 @@ class Candidate:
     @property
     def memory(self) -> int:
         """Bytes that decoding needs."""
-        return self.weight_bytes + self.cache_bytes + self.state_bytes + self.working_bytes
+        return self.weight_bytes + self.cache_bytes + self.window_bytes + self.state_bytes + self.working_bytes
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -209,13 +211,14 @@ def _candidate(
     parameters = _parameters(config, rows)
     table = config.vocab_size * config.hidden_size
     growing = [row.cost.state_bytes for row in rows if row.state == "grows"]
-    constant = [row.cost.state_bytes for row in rows if row.state != "grows"]
+    bounded = [row.cost.state_bytes for row in rows if row.state == "bounded"]
+    constant = [row.cost.state_bytes for row in rows if row.state == "constant"]
     itemsize = load.dtype.itemsize
     appended = itemsize * 2 * 64 * sum(kv_heads or 0 for _ in growing)  # keys and values of one token, heads of 64
     mixing = sum(row.cost.flops_decode for row in rows)
     decode_flops = load.batch * (2 * (parameters - table) + mixing)
     decode_bytes = itemsize * (parameters - table + load.batch * config.hidden_size)
-    decode_bytes += load.batch * (sum(growing) + 2 * sum(constant) + appended)
+    decode_bytes += load.batch * (sum(growing) + 2 * (sum(bounded) + sum(constant)) + appended)
     seconds = {"bandwidth": decode_bytes / device.bandwidth, "compute": decode_flops / device.peak}
     bound = max(seconds, key=lambda name: seconds[name])
     known = window is None and kv_heads in (None, heads)
@@ -231,6 +234,7 @@ def _candidate(
         parameters=parameters,
         weight_bytes=itemsize * parameters,
         cache_bytes=load.batch * sum(growing),
+        window_bytes=load.batch * sum(bounded),
         state_bytes=load.batch * sum(constant),
         working_bytes=load.batch * max(growing, default=0),
         prefill_flops=load.batch

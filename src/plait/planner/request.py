@@ -52,7 +52,8 @@ class Plan:
                 f"{_gib(memory)}: they need {_gib(least)} to {_gib(most)}."
             )
         for reason, count in choice.refused.items():
-            said.append(f"{count} combinations are no model: {reason}")
+            one = "1 combination cannot be built" if count == 1 else f"{count} combinations cannot be built"
+            said.append(f"{one}: {reason}")
         hidden = len(choice.fits) - len(choice.front)
         if hidden and not everything:
             said.append(f"{hidden} plans that fit are not shown, since another one beats them (--all shows them).")
@@ -65,7 +66,12 @@ class Plan:
         said.append(f"Recall: {self.recall}.")
         said.append(
             "Tokens/s are the most that the device allows for the batch: bandwidth over bytes moved, or peak over "
-            "FLOPs where that is less. Memory is weights, cache, state and one layer's cache once more."
+            "FLOPs where that is less."
+        )
+        said.append(
+            "Memory = weights + grows + bounded + constant + working: 'grows' are keys and values of full layers, "
+            "'bounded' those within windows, 'constant' recurrent states and convolution inputs, and 'working' is the "
+            "largest growing cache of one layer once more, while a token is appended."
         )
         return said
 

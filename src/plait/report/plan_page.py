@@ -23,8 +23,10 @@ COLUMNS = [
     ("Full layers", True),
     ("Parameters", True),
     ("Weights", True),
-    ("Cache", True),
-    ("State", True),
+    ("Cache that grows", True),
+    ("Windows, bounded", True),
+    ("States, constant", True),
+    ("Working", True),
     ("Bytes moved per step", True),
     ("Prefill GFLOP", True),
     ("Bound by", False),
@@ -81,7 +83,9 @@ def _cells(one: Candidate) -> list[tuple[str, float | str | None]]:
         (labels.integer(one.parameters), one.parameters),
         (labels.byte_size(one.weight_bytes), one.weight_bytes),
         (labels.byte_size(one.cache_bytes), one.cache_bytes),
+        (labels.byte_size(one.window_bytes), one.window_bytes),
         (labels.byte_size(one.state_bytes), one.state_bytes),
+        (labels.byte_size(one.working_bytes), one.working_bytes),
         (labels.byte_size(one.decode_bytes), one.decode_bytes),
         (f"{one.prefill_flops / 1e9:,.0f}", one.prefill_flops),
         (one.bound, one.bound),
@@ -160,7 +164,8 @@ def _hover(one: Candidate) -> str:
     full = "none" if not one.n_full else ", ".join(map(str, one.full_layers)) if one.n_linear else "all"
     return (
         f"<b>{escape(one.key)}</b><br>full layers: {full}<br>memory {labels.byte_size(one.memory)}, "
-        f"cache {labels.byte_size(one.cache_bytes)}<br>{one.tokens_per_second:,.0f} tokens/s<br>recall {recall}"
+        f"of which grows {labels.byte_size(one.cache_bytes)}<br>"
+        f"{one.tokens_per_second:,.0f} tokens/s<br>recall {recall}"
     )
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from plait.evaluation.progress import duration
 from plait.study.scores import task_metrics
 from plait.study.store import Store
 from plait.study.trials import Trial
@@ -66,13 +67,13 @@ class StudyProgress:
         self.console.print(line, markup=False)
 
     def time_left(self) -> str:
-        """From the tokens that this run has worked through so far; empty at its very start."""
+        """From the tokens that this run has worked through so far, with that rate; empty at its very start."""
         done = sum((self.fraction[key] - self.first[key]) * work for key, work in self.work.items())
         ahead = sum((1 - self.fraction[key]) * work for key, work in self.work.items())
         if done <= 0 or ahead <= 0:
             return ""
-        seconds = (time.monotonic() - self.began) * ahead / done
-        return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+        elapsed = time.monotonic() - self.began
+        return f"{duration(elapsed * ahead / done)} left, at {done / elapsed:,.0f} training tokens a second so far"
 
     def _fraction(self, trial: Trial) -> float:
         return 1.0 if self.store.result(trial) else min(1.0, self.store.step(trial) / trial.config.training.steps)
