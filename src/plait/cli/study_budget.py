@@ -55,8 +55,8 @@ def show(study: StudyFile, budgets: list[Budget], machine: Machine) -> None:
         f"Speed: {device.source}.\n"
         "Layers: linear + full. FLOPs of one trial: 6 x parameters (without the input embedding) per token, plus "
         f"three times the forward token mixing ({min(shares):.1%} to {max(shares):.1%} of all).\n"
-        f"Memory: peak of a training step on one device, of {device.memory / 1e9:.4g} GB. Devices: the fewest (1, 2, 4, "
-        "...) on which it fits when they share weights, gradients, AdamW's moments and the sequences of the batch.\n"
+        f"Memory: peak of a training step on one device, of {device.memory / 1e9:.4g} GB. Devices: the fewest (1, 2, "
+        "4, ...) on which it fits when they share weights, gradients, AdamW's moments and the sequences of the batch.\n"
         f"Hours: of one trial on one device. Cache of one sequence at {max(study.contexts):,} tokens: "
         f"{size(min(one.cache_bytes for one in budgets))} to {size(max(one.cache_bytes for one in budgets))}."
     )
