@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from plait.errors import OptionError
-from plait.ops import native
+from plait.ops import checks, native
 from plait.ops.dispatch import fused_kernels, resolve
 
 
@@ -38,21 +37,11 @@ def causal_convolution(
         ``y`` ``(B, T, C)`` and the new tail, the last ``kernel - 1`` inputs of each row or document, in ``x``'s dtype.
 
     Raises:
-        OptionError: shapes that do not fit, or padding together with ``cu_seqlens``.
+        OptionError: arguments that do not fit (the message names which), or padding together with ``cu_seqlens``.
+        BackendUnavailable: a second derivative was asked of the compiled kernel.
     """
-    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2]:
-        raise OptionError(
-            f"causal_convolution: x {tuple(x.shape)} must be (B, T, C) and weight {tuple(weight.shape)} (C, kernel)."
-        )
-    batch, _, channels = x.shape
+    cu_seqlens = checks.causal_convolution(x, weight, bias, tail, padding, cu_seqlens, native.tracing())
     past = weight.shape[1] - 1
-    rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
-    if tail is not None and tuple(tail.shape) != (rows, past, channels):
-        raise OptionError(
-            f"causal_convolution: tail {tuple(tail.shape)} must be (rows, kernel - 1, C) = {(rows, past, channels)}."
-        )
-    if cu_seqlens is not None and (padding is not None or batch != 1):
-        raise OptionError("causal_convolution: cu_seqlens needs one packed row (B == 1) without padding.")
     if padding is None and x.shape[1] > 1 and fused_kernels(x):
         from plait.ops import fla
 
@@ -105,6 +94,8 @@ def _last_packed(x: Tensor, past: int, tail: Tensor | None, cu_seqlens: Tensor) 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Valid convolution ``(B, T + kernel - 1, C) -> (B, T, C)``."""
+    if not x.numel() or x.shape[1] < weight.shape[1]:  # nothing to compute
+        return x[:, weight.shape[1] - 1 :]
     if resolve("auto", x.device.type) == "native" and native.refuses(x, weight, bias) is None:
         return native.depthwise(x, weight, bias)
     y = F.conv1d(x.transpose(1, 2), weight.to(x.dtype)[:, None], _cast(bias, x.dtype), groups=x.shape[2])
@@ -116,7 +107,9 @@ def _slide_tail(extended: Tensor, padding: Tensor, past: int) -> Tensor:
     slot = torch.arange(extended.shape[1], device=extended.device)
     source = slot - padding[:, None]
     source = torch.where(source < past, source, slot)
-    moved = extended.gather(1, source.clamp(min=0)[..., None].expand(-1, -1, extended.shape[2]))
+    moved = extended.gather(
+        1, source.clamp(0, max(extended.shape[1] - 1, 0))[..., None].expand(-1, -1, extended.shape[2])
+    )
     return moved.masked_fill((source < 0)[..., None], 0)
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from plait.ops.first_order import first_order
 
 # exp(-1000) is 0 in fp32 and fp64, so nothing changes, and differences of cumulative sums stay exact and finite.
 _FORGOTTEN = -1000.0
@@ -57,16 +58,15 @@ class _HeadScores(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor, between: Tensor, entry: Tensor, exit: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, between, entry, exit)
-        ctx.decay_shape = log_decay.shape
+        ctx.save_for_backward(q, k, log_decay, between, entry, exit)
         return (q @ k.mT).mul_(between), q * entry, k * exit, entry[..., -1, :].clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order("The torch backend under decay")
     def backward(
         ctx: Any, d_scores: Tensor | None, d_entered: Tensor | None, d_leaving: Tensor | None, d_total: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        q, k, between, entry, exit = ctx.saved_tensors
+        q, k, log_decay, between, entry, exit = ctx.saved_tensors
         d_q, d_k, own = torch.zeros_like(q), torch.zeros_like(k), None
         if d_scores is not None:
             weights = d_scores * between
@@ -83,7 +83,7 @@ class _HeadScores(torch.autograd.Function):
             d_G = ((q * d_q).sum(-1) - (k * d_k).sum(-1)).double()
             if d_leaving is not None:
                 d_G[..., -1] += (k * d_leaving).sum((-1, -2))
-            d_G = d_G.sum_to_size(ctx.decay_shape)
+            d_G = d_G.sum_to_size(log_decay.shape)
             if d_total is not None:
                 d_G[..., -1] += (d_total * entry[..., -1, :]).sum(-1)
             d_log_decay = d_G.flip(-1).cumsum(-1).flip(-1).to(q.dtype)
@@ -161,15 +161,16 @@ class _ChannelScores(torch.autograd.Function):
             key.mul_(second)
             total = (first * second).flatten(1, 2)
             half *= 2
-        ctx.save_for_backward(q, k, a)
+        ctx.save_for_backward(q, k, log_decay)
         return scores, entered, leaving, total.flatten(1)
 
     @staticmethod
-    @once_differentiable
+    @first_order("The torch backend under decay")
     def backward(
         ctx: Any, d_scores: Tensor | None, d_entered: Tensor | None, d_leaving: Tensor | None, d_total: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        q, k, a = ctx.saved_tensors
+        q, k, log_decay = ctx.saved_tensors
+        a = log_decay.exp()
         d_scores = q.new_zeros(*q.shape[:2], q.shape[1]) if d_scores is None else d_scores.contiguous()
         d_q, d_k = _fresh(d_entered, q), _fresh(d_leaving, k)
 

@@ -6,17 +6,42 @@ accumulation (TF32 for fp32 inputs), so they agree with the other backends to th
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 from packaging.version import Version
 from torch import Tensor
 from torch.nn import functional as F
 
+from plait.ops.first_order import refuse_second_order
+
+Function = TypeVar("Function", bound=Callable[..., Tensor | tuple[Tensor, ...]])
+
 #: Tokens that fla's scan treats as one chunk.
 _SCAN_CHUNK = 128
+
+
+def _first_order(function: Function) -> Function:
+    """Its kernels' backwards know the first derivative only and would return constants: they refuse instead."""
+
+    @wraps(function)
+    def guarded(*arguments: object, **options: object) -> Tensor | tuple[Tensor, ...]:
+        found = function(*arguments, **options)
+        if not torch.compiler.is_compiling():
+            for x in (found,) if isinstance(found, Tensor) else found:
+                if x.requires_grad:
+                    x.register_hook(_refuse)
+        return found
+
+    return guarded  # type: ignore[return-value]
+
+
+def _refuse(_: Tensor) -> None:
+    refuse_second_order("The fla backend")
 
 
 def refuses(v: Tensor, key_width: int = 0) -> str | None:
@@ -58,6 +83,7 @@ def _wrong_on_hopper() -> str | None:
     return None
 
 
+@_first_order
 def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     """The scan of HGRN: by chunks, or token by token where documents are packed or the row is short."""
     from fla.ops.hgrn import chunk_hgrn, fused_recurrent_hgrn
@@ -76,6 +102,7 @@ def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tens
     return h.to(u.dtype), h[:, -1].clone()
 
 
+@_first_order
 def attend(
     q: Tensor,
     k: Tensor,
@@ -128,6 +155,7 @@ def attend(
     return chunk_gated_delta_rule(q, k, v, decay, beta, **given)
 
 
+@_first_order
 def convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, silu: bool, cu_seqlens: Tensor | None
 ) -> Tensor:
@@ -142,6 +170,7 @@ def convolution(
     return y
 
 
+@_first_order
 def l2_norm(x: Tensor, eps: float) -> Tensor:
     """``x * rsqrt(sum(x^2) + eps)`` over the last axis."""
     from fla.modules.l2norm import l2norm
@@ -149,6 +178,7 @@ def l2_norm(x: Tensor, eps: float) -> Tensor:
     return l2norm(x, eps)
 
 
+@_first_order
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x * rsqrt(mean(x^2) + eps) * weight`` over the last axis."""
     from fla.modules.layernorm import rms_norm
@@ -156,6 +186,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rms_norm(x, weight, None, eps=eps)
 
 
+@_first_order
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, activation: str) -> Tensor:
     """``rms_norm(x) * activation(gate)``, ``silu`` or ``sigmoid``."""
     from fla.modules.fused_norm_gate import rms_norm_gated
@@ -163,6 +194,7 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, activati
     return rms_norm_gated(x, gate, weight, None, activation, eps=eps)
 
 
+@_first_order
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """``x`` ``(B, T, H, D)`` turned by tables ``(B, T, 1, D/2)``, channel ``i`` with channel ``i + D/2``."""
     from fla.modules.rotary import rotary_embedding

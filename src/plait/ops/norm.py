@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from plait.ops import checks
 from plait.ops.dispatch import fused_kernels
 
 #: Channels that fla's kernels normalise at once.
@@ -24,6 +25,7 @@ def widen(x: Tensor) -> Tensor:
 
 def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """``x * rsqrt(sum(x^2) + eps)``; ``eps`` stands inside the root, so zero maps to zero."""
+    checks.norm("l2_norm", x)
     if _fused(x):
         from plait.ops import fla
 
@@ -39,7 +41,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x: ``(..., D)``.
         weight: ``(D,)``.
         eps: added to the mean square.
+
+    Raises:
+        OptionError: arguments that do not fit.
     """
+    checks.norm("rms_norm", x, weight=weight)
     if _fused(x):
         from plait.ops import fla
 
@@ -58,7 +64,11 @@ def gated_rms_norm(
         weight: ``(D,)``.
         eps: added to the mean square.
         activation: of the gate.
+
+    Raises:
+        OptionError: arguments that do not fit.
     """
+    checks.norm("gated_rms_norm", x, weight=weight, gate=gate)
     if _fused(x):
         from plait.ops import fla
 

@@ -3,18 +3,19 @@
 Layout ``(B, T, H, D)``; log decay ``<= 0``; states fp32 (fp64 for fp64 inputs). Everything is computed in the
 state's dtype, also under autocast, and the output is cast to the dtype of the values. A log decay of ``-inf``
 forgets everything, exactly like any value below about ``-104`` (``-746`` in fp64), where ``exp`` gives zero.
+Sizes of 0 give empty results, and a row without tokens leaves its state as it was. Only the ``reference`` backend has
+second derivatives and serves the transforms of ``torch.func``; the others refuse.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from plait.errors import BackendUnavailable, OptionError
-from plait.ops import chunkwise, dispatch, native, reference
+from plait.errors import BackendUnavailable
+from plait.ops import checks, chunkwise, dispatch, native, reference
 
 
 def linear_scan(
@@ -33,14 +34,11 @@ def linear_scan(
         ``h`` ``(B, T, D)`` in ``u``'s dtype and the last ``h`` of each row or document in the state's dtype.
 
     Raises:
-        OptionError: shapes that do not fit, or an unknown backend.
-        BackendUnavailable: the backend cannot serve here.
+        OptionError: arguments that do not fit (the message names which), or an unknown backend.
+        BackendUnavailable: the backend cannot serve here, or a second derivative was asked of it.
     """
-    if u.dim() != 3 or log_a.shape != u.shape:
-        raise OptionError(f"linear_scan: log_a {_show(log_a)} and u {_show(u)} must both be (B, T, D).")
-    batch, length, width = u.shape
-    _check_state("linear_scan", state, (_rows("linear_scan", batch, length, cu_seqlens), width))
-    chosen = _backend(backend, 0, log_a, u, state)
+    cu_seqlens, some = checks.linear_scan(log_a, u, state, cu_seqlens)
+    chosen = _backend(backend, 0, some, log_a, u, state)
     if chosen == "fla":
         from plait.ops import fla
 
@@ -90,8 +88,8 @@ def linear_attention(
         Output ``(B, T, HV, V)`` in ``v``'s dtype, and the state after the last token of each row or document.
 
     Raises:
-        OptionError: shapes that do not fit, a chunk size below 1, or an unknown backend.
-        BackendUnavailable: the backend cannot serve here.
+        OptionError: arguments that do not fit (the message names which), or an unknown backend.
+        BackendUnavailable: the backend cannot serve here, or a second derivative was asked of it.
     """
     return _attend(
         "linear_attention", q, k, v, None, log_decay, scale, state, cu_seqlens, chunk_size, backend, overwrite_state
@@ -137,8 +135,8 @@ def delta_rule(
         Output ``(B, T, HV, V)`` in ``v``'s dtype, and the state after the last token of each row or document.
 
     Raises:
-        OptionError: shapes that do not fit, a chunk size below 1, or an unknown backend.
-        BackendUnavailable: the backend cannot serve here.
+        OptionError: arguments that do not fit (the message names which), or an unknown backend.
+        BackendUnavailable: the backend cannot serve here, or a second derivative was asked of it.
     """
     return _attend(
         "delta_rule", q, k, v, beta, log_decay, scale, state, cu_seqlens, chunk_size, backend, overwrite_state
@@ -159,28 +157,10 @@ def _attend(
     backend: str,
     overwrite_state: bool,
 ) -> tuple[Tensor, Tensor]:
-    keys, values = q.shape, v.shape  # asked for once: decoding runs through here for every layer and token
-    if len(keys) != 4 or k.shape != keys:
-        raise OptionError(f"{name}: q {_show(q)} and k {_show(k)} must both be (B, T, H, K).")
-    batch, length, heads, width = keys
-    if len(values) != 4 or values[0] != batch or values[1] != length or values[2] % heads:
-        raise OptionError(
-            f"{name}: v {_show(v)} must be (B, T, HV, V) with (B, T) = {(batch, length)} and HV a multiple of {heads}."
-        )
-    value_heads, value_width = values[2], values[3]
-    if beta is not None and beta.shape != (batch, length, value_heads):
-        raise OptionError(f"{name}: beta {_show(beta)} must be (B, T, HV) = {(batch, length, value_heads)}.")
-    shapes = ((value_heads,), (batch, length, value_heads), (batch, length, value_heads, width))
-    if log_decay is not None and log_decay.shape not in shapes:
-        raise OptionError(
-            f"{name}: log_decay {_show(log_decay)} must be None, (HV,), (B, T, HV) or (B, T, HV, K), "
-            f"here {', '.join(map(str, shapes))}."
-        )
-    if chunk_size < 1:
-        raise OptionError(f"{name}: chunk_size={chunk_size} must be at least 1.")
-    _check_state(name, state, (_rows(name, batch, length, cu_seqlens), value_heads, width, value_width))
-    scale = width**-0.5 if scale is None else scale
-    chosen = _backend(backend, width, v, q, k, beta, log_decay, state)
+    scale, cu_seqlens, chunk_size, some = checks.attention(
+        name, q, k, v, beta, log_decay, scale, state, cu_seqlens, chunk_size
+    )
+    chosen = _backend(backend, q.shape[3], some, v, q, k, beta, log_decay, state)
     if chosen == "fla":
         from plait.ops import fla
 
@@ -205,9 +185,19 @@ def _attend(
     return o.to(v.dtype), last
 
 
-def _backend(name: str, key_width: int, first: Tensor, *others: Tensor | None) -> str:
-    """The backend for this call; where the one that ``auto`` chose cannot take the tensors, torch runs."""
+def _backend(name: str, key_width: int, some: bool, first: Tensor, *others: Tensor | None) -> str:
+    """The backend for this call; where the one that ``auto`` chose cannot take the tensors, torch runs.
+
+    Where nothing is to be computed (``some`` False) that is the reference: it has no blocks to cut.
+    """
     chosen = dispatch.resolve(name, "cpu" if first.is_cpu else first.device.type)
+    if not some or chosen == "reference":
+        return "reference"
+    transform = native.transform()
+    if transform is not None:
+        raise BackendUnavailable(
+            f"Backend {chosen!r} cannot serve: it knows no {transform}. Fix: ask for backend 'reference'."
+        )
     if chosen == "native":
         reason = native.refuses(first, *others)
     elif chosen == "fla":
@@ -225,7 +215,7 @@ def _unless(reason: str | None, chosen: str, name: str) -> str:
         return chosen
     if name == "auto" and not dispatch.overridden():
         return "torch"
-    raise BackendUnavailable(f"Backend {chosen!r} cannot serve: {reason}. Mend: ask for backend 'torch' or 'auto'.")
+    raise BackendUnavailable(f"Backend {chosen!r} cannot serve: {reason}. Fix: ask for backend 'torch' or 'auto'.")
 
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -239,28 +229,3 @@ def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def _rows(name: str, batch: int, length: int, cu_seqlens: Tensor | None) -> int:
-    """How many states there are: rows of the batch, or packed documents."""
-    if length < 1:
-        raise OptionError(f"{name}: the sequence is empty (B, T = {batch}, {length}); give at least one token.")
-    if cu_seqlens is None:
-        return batch
-    if batch != 1:
-        raise OptionError(f"{name}: cu_seqlens needs one packed row (B == 1), got B = {batch}.")
-    borders = cu_seqlens.tolist()
-    if borders[0] != 0 or borders[-1] != length or any(a >= b for a, b in pairwise(borders)):
-        raise OptionError(
-            f"{name}: cu_seqlens must rise strictly from 0 to T = {length} (no empty document), got {borders}."
-        )
-    return len(borders) - 1
-
-
-def _check_state(name: str, state: Tensor | None, shape: tuple[int, ...]) -> None:
-    if state is not None and state.shape != shape:
-        raise OptionError(f"{name}: state {_show(state)} must be {shape}.")
-
-
-def _show(x: Tensor) -> str:
-    return str(tuple(x.shape))

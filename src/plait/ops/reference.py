@@ -13,13 +13,17 @@ from torch import Tensor
 
 def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     """``h_t = exp(log_a_t) h_{t-1} + u_t``, one step at a time."""
-    if cu_seqlens is not None:
+    if cu_seqlens is not None and len(cu_seqlens) > 1:
         pieces = [
             linear_scan(log_a[:, first:last], u[:, first:last], None if state is None else state[n : n + 1], None)
             for n, (first, last) in enumerate(pairwise(cu_seqlens.tolist()))
         ]
         return torch.cat([h for h, _ in pieces], 1), torch.cat([s for _, s in pieces])
+    if cu_seqlens is not None:  # no document
+        return u, u.new_zeros(0, u.shape[2])
     h = u.new_zeros(u.shape[0], u.shape[2]) if state is None else state
+    if not u.shape[1]:
+        return u, h.clone()
     steps = []
     for t in range(u.shape[1]):
         h = log_a[:, t].exp() * h + u[:, t]
@@ -42,7 +46,7 @@ def attend(
     ``S~ = diag(e^{g_t}) S_{t-1}``, then ``S_t = S~ + k_t v_t^T`` or ``S_t = S~ + beta_t k_t (v_t - S~^T k_t)^T``,
     then ``o_t = S_t^T q_t``.
     """
-    if cu_seqlens is not None:
+    if cu_seqlens is not None and len(cu_seqlens) > 1:
         pieces = []
         for n, (first, last) in enumerate(pairwise(cu_seqlens.tolist())):
             part = slice(first, last)
@@ -59,9 +63,13 @@ def attend(
             )
         return torch.cat([o for o, _ in pieces], 1), torch.cat([s for _, s in pieces])
     batch, length, value_heads, value_width = v.shape
-    groups = value_heads // q.shape[2]
+    if cu_seqlens is not None:  # no document
+        return v, v.new_zeros(0, value_heads, q.shape[3], value_width)
+    groups = value_heads // max(q.shape[2], 1)
     q, k = (x.repeat_interleave(groups, dim=2) for x in (q, k))
     S = v.new_zeros(batch, value_heads, q.shape[3], value_width) if state is None else state
+    if not length:
+        return v, S.clone()
     outputs = []
     for t in range(length):
         if log_decay is not None:

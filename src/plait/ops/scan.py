@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from plait.ops.first_order import first_order
 
 
 def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -35,7 +36,7 @@ class _Scan(torch.autograd.Function):
         return h
 
     @staticmethod
-    @once_differentiable
+    @first_order("The torch backend of linear_scan")
     def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, h, state = ctx.saved_tensors
         onward = F.pad(a[:, 1:], (0, 0, 0, 1)).flip(1)  # what decays gradient t + 1 into t; nothing into the last

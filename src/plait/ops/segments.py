@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from plait.ops.first_order import first_order
 from plait.ops.packing import Borders
 
 
@@ -80,7 +80,7 @@ class _Segments(torch.autograd.Function):
         return torch.cat(outputs, 1), state, torch.cat(finished) if finished else None
 
     @staticmethod
-    @once_differentiable
+    @first_order("The torch backend")
     def backward(ctx: Any, d_o: Tensor | None, d_state: Tensor | None, d_finished: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         inputs, own, entering = saved[: ctx.inputs], saved[ctx.inputs], saved[ctx.inputs + 1 :]

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from plait.errors import OptionError
 
+#: What to do where a second derivative is wanted, which nothing here has.
+INSTEAD = 'run in one process with backend "reference"'
+
 
 @dataclass
 class Traffic:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from plait.distributed.sequence.channel import Channel, offsets
+from plait.distributed.sequence.channel import INSTEAD, Channel, offsets
+from plait.ops.first_order import refuse_second_order
 
 
 def gathered(channel: Channel, kind: str, x: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -72,8 +72,8 @@ class _Gather(torch.autograd.Function):
         return tuple(channel.gather(kind, x))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *d_pieces: Tensor) -> tuple[Any, ...]:
+        refuse_second_order("A tensor moved between processes", INSTEAD)
         return ctx.channel.reduce_scatter(f"{ctx.kind} gradient", d_pieces), None, None
 
 
@@ -87,8 +87,8 @@ class _Exchange(torch.autograd.Function):
         return tuple(channel.exchange(kind, pieces, shapes))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *d_found: Tensor) -> tuple[Any, ...]:
+        refuse_second_order("A tensor moved between processes", INSTEAD)
         return None, None, None, *ctx.channel.exchange(f"{ctx.kind} gradient", d_found, ctx.shapes)
 
 
@@ -98,6 +98,6 @@ class _Total(torch.autograd.Function):
         return channel.sum(kind, x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_sum: Tensor) -> tuple[Any, ...]:
+        refuse_second_order("A tensor moved between processes", INSTEAD)
         return d_sum, None, None

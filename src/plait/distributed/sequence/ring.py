@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from plait.distributed.sequence.channel import Channel
+from plait.distributed.sequence.channel import INSTEAD, Channel
+from plait.ops.first_order import refuse_second_order
 
 KIND = "ring"
 #: Largest number of scores that exist at once.
@@ -69,8 +69,8 @@ class _Ring(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_output: Tensor) -> tuple[Any, ...]:
+        refuse_second_order("Ring attention", INSTEAD)
         q, k, v, output, lse = ctx.saved_tensors
         channel, lengths = ctx.channel, ctx.lengths
         dtype = lse.dtype

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from plait.distributed.sequence.channel import Channel
+from plait.distributed.sequence.channel import INSTEAD, Channel
 from plait.ops import Piece
+from plait.ops.first_order import refuse_second_order
 
 KIND = "states"
 
@@ -50,8 +50,8 @@ class _Entering(torch.autograd.Function):
         return entering
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_entering: Tensor) -> tuple[Any, ...]:
+        refuse_second_order("A state handed from process to process", INSTEAD)
         entering, *transitions = ctx.saved_tensors
         d_all = ctx.channel.gather(f"{KIND} gradient", d_entering)
         later = list(zip(d_all[ctx.channel.rank + 1 :], transitions, strict=True))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plait.ops.native import token
-from plait.ops.native.kernel import Operator
+from plait.ops.native.kernel import Operator, resolved
 from plait.ops.native.library import TYPES, Attention, Rows, address, call, integers, pointer
 
 #: Tokens that the kernels treat together are multiples of this.
@@ -36,13 +36,14 @@ def attend(
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     if v.shape[1] == 1 and cu_seqlens is None and not wanted:
         return token.attend(q, k, v, beta, log_decay, scale, state, overwrite_state)
-    q, k, v = (_channels_last(x if x.dtype in TYPES else x.float()) for x in (q, k, v))
-    beta, log_decay, state = (None if x is None else x.float() for x in (beta, log_decay, state))
+    dtype = v.dtype
+    q, k, v = (_channels_last(resolved(x) if x.dtype in TYPES else x.float()) for x in (q, k, v))
+    beta, log_decay, state = (None if x is None else resolved(x.float()) for x in (beta, log_decay, state))
     if log_decay is not None and log_decay.dim() == 4:
         log_decay = _channels_last(log_decay)
     size = max(BLOCK, chunk_size // BLOCK * BLOCK)
     o, last, _ = _attention(q, k, v, beta, log_decay, state, cu_seqlens, scale, size, wanted)
-    return o, last
+    return o.to(dtype), last
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -59,6 +60,7 @@ class _Sequences:
     chunk: Any
     count: int
     chunks: int
+    longest: int
 
     @classmethod
     def of(cls, v: Tensor, cu_seqlens: Tensor | None, size: int) -> _Sequences:
@@ -78,6 +80,7 @@ class _Sequences:
             chunk=integers(chunks),
             count=len(rows),
             chunks=chunks[-1],
+            longest=max(lengths, default=0),
         )
 
 
@@ -109,7 +112,7 @@ def _arguments(
         group=v.shape[2] // q.shape[2],
         K=q.shape[3],
         V=v.shape[3],
-        size=size,
+        size=min(size, max(BLOCK, -(-sequences.longest // BLOCK) * BLOCK)),  # scratch for no more than there is
         per_channel=log_decay is not None and log_decay.dim() == 4,
         scale=scale,
         **more,
@@ -195,8 +198,8 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k (for each value head), v, beta, log_decay and state; empty for what is absent."""
     sequences = _Sequences.of(v, cu_seqlens, size)
-    d_o = _channels_last(d_o)
-    d_last = None if d_last is None else d_last.contiguous()
+    d_o = _channels_last(resolved(d_o))
+    d_last = None if d_last is None else resolved(d_last).contiguous()
     gradients = _empty_gradients(q, k, v, beta, log_decay, state)
     d_q, d_k, d_v, d_beta, d_log_decay, d_state = gradients
     arguments = _arguments(

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from plait.ops.first_order import first_order
 
 
 class Operator:
@@ -38,16 +39,27 @@ class Operator:
         self.function: Any = None
         if setup is not None and backward is not None:
             self.traced.register_autograd(backward, setup_context=setup)
-            methods = {"forward": kernel, "setup_context": setup, "backward": once_differentiable(backward)}
+            guarded = first_order(f"The native backend ({name})")(backward)
+            methods = {"forward": kernel, "setup_context": setup, "backward": guarded}
             parts = {key: staticmethod(method) for key, method in methods.items()}
             self.function = type(name, (torch.autograd.Function,), parts)
 
     def __call__(self, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # a backward is traced by a mode
+        if tracing():
             return self.traced(*arguments)
         if self.function is not None and torch.is_grad_enabled() and any(map(_needs_gradient, arguments)):
             return self.function.apply(*arguments)
         return self.kernel(*arguments)
+
+
+def tracing() -> bool:
+    """Whether tensors may be without data: inside a compiler, or in a mode, which is how a backward is traced."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def resolved(x: Tensor) -> Tensor:
+    """``x`` with its numbers in memory: the imaginary part of a conjugate is stored with the other sign."""
+    return x.resolve_neg() if x.is_neg() else x
 
 
 def _needs_gradient(x: Any) -> bool:

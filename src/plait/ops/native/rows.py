@@ -8,18 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.ops.native.kernel import Operator
+from plait.ops.native.kernel import Operator, resolved
 from plait.ops.native.library import Convolution, Scan, address, call, integers, pointer
 
 
 def linear_scan(log_a: Tensor, u: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     """``h_t = exp(log_a_t) h_{t-1} + u_t``; shapes as in :func:`plait.ops.linear_scan`, checked there."""
     dtype = u.dtype
-    log_a, u = log_a.float().contiguous(), u.float().contiguous()
-    state = None if state is None else state.float().contiguous()
+    log_a, u = _plain(log_a), _plain(u)
+    state = None if state is None else _plain(state)
     h = _scan(log_a, u, state, cu_seqlens)
     last = h[:, -1].clone() if cu_seqlens is None else h[0, cu_seqlens.to(h.device)[1:] - 1]
     return h.to(dtype), last
+
+
+def _plain(x: Tensor) -> Tensor:
+    return resolved(x.float()).contiguous()
 
 
 def _sequences(u: Tensor, cu_seqlens: Tensor | None) -> tuple[Any, Any, int]:
@@ -57,7 +61,7 @@ def _gradients_of_scan(
     d_log_a, d_u = torch.empty_like(h), torch.empty_like(h)
     d_state = h.new_empty(0) if state is None else torch.empty_like(state)
     start, length, count = _sequences(h, cu_seqlens)
-    d_h = d_h.contiguous()
+    d_h = resolved(d_h).contiguous()
     arguments = Scan(
         log_a=pointer(log_a),
         state=pointer(state),
@@ -99,8 +103,8 @@ _scan_backward = Operator("scan_backward", _gradients_of_scan, _fake_gradients_o
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Valid depthwise convolution ``(B, T + kernel - 1, C) -> (B, T, C)`` with taps ``(C, kernel)``."""
-    bias = None if bias is None else bias.float().contiguous()
-    return _convolution(x.float().contiguous(), weight.float().t().contiguous(), bias).to(x.dtype)
+    bias = None if bias is None else _plain(bias)
+    return _convolution(_plain(x), _plain(weight.t()), bias).to(x.dtype)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -130,7 +134,7 @@ def _fake_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _gradients_of_convolution(d_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     d_x, d_weight = torch.empty_like(x), x.new_empty(x.shape[0], *weight.shape)
-    d_y = d_y.contiguous()
+    d_y = resolved(d_y).contiguous()
     arguments = _convolution_arguments(x, weight, None, d_y=pointer(d_y), d_x=pointer(d_x), d_weight=pointer(d_weight))
     call("convolution_backward", arguments)
     return d_x, d_weight.sum(0)

@@ -184,11 +184,12 @@ static void attend_block(const softmax *g, int64_t b, int64_t x, int64_t m, floa
                     accumulate(&w, count);
             }
             if (pass) break;
-            for (int64_t i = 0; i < w.columns; i++) w.total[i] = i < w.rows && w.total[i] > 0 ? 1 / w.total[i] : 0;
+            for (int64_t i = 0; i < w.columns; i++) /* 0 for a query that saw none of its keys */
+                w.total[i] = i < w.rows && w.most[i] > NEVER ? 1 / w.total[i] : 0;
             for (int64_t i = 0; i < w.rows; i++) {
                 int64_t row = r + i, token = begin + row % length, h = x * group + row / length;
                 float *o = g->o + ((b * g->H + h) * g->T + token) * g->DV;
-                for (int64_t c = 0; c < g->DV; c++) o[c] = w.o[i * width + c] * w.total[i];
+                for (int64_t c = 0; c < g->DV; c++) o[c] = w.total[i] ? w.o[i * width + c] * w.total[i] : 0;
             }
         }
     }

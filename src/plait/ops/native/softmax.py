@@ -9,15 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plait.ops import checks
 from plait.ops.dispatch import resolve
+from plait.ops.native.kernel import tracing
 from plait.ops.native.library import Softmax, call, pointer
+from plait.ops.native.status import refuses
 
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the kernel can take these queries, keys and values: fp32 on a CPU, channels side by side, no gradient."""
-    if torch.compiler.is_compiling() or not all(
-        x.is_cpu and x.dtype == torch.float32 and (x.stride(-1) == 1 or x.shape[-1] == 1) for x in tensors
+    if tracing() or not all(
+        x.is_cpu and x.dtype == torch.float32 and not x.is_neg() and (x.stride(-1) == 1 or x.shape[-1] == 1)
+        for x in tensors
     ):
+        return False
+    if refuses(*tensors) is not None:
         return False
     return resolve("auto", "cpu") == "native" and not (
         torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
@@ -54,10 +60,16 @@ def attend(
 
     Returns:
         ``(B, H, T, Dv)``, and the sums ``(B, H, S)`` or None.
+
+    Raises:
+        OptionError: arguments that do not fit; the message names which.
     """
+    some = checks.softmax(q, k, v, index, counts, scale, first, block, page, sums)
     batch, heads, length, width = q.shape
     o = q.new_empty(batch, heads, length, v.shape[3])
     received = q.new_zeros(batch, heads, k.shape[2]) if sums else None
+    if not some or (index is not None and not index.numel()):  # an empty list has no address: it would mean every key
+        return o.zero_(), received
     begin = end = None
     owners = heads
     if index is not None:
@@ -67,7 +79,7 @@ def attend(
             owners, end = counts.shape[1], counts.flatten().cumsum(0)
             begin = end - counts.flatten()
         else:
-            owners, begin = index.shape[1], torch.arange(0, index.numel(), index.shape[3])
+            owners, begin = index.shape[1], _rows(index)
             end = begin + (index.shape[3] if counts is None else counts.flatten())
     arguments = Softmax(
         **{name: pointer(x) for name, x in {"q": q, "k": k, "v": v, "o": o, "sums": received}.items()},
@@ -88,6 +100,12 @@ def attend(
     )
     call("softmax", arguments)
     return o, received
+
+
+def _rows(index: Tensor) -> Tensor:
+    """Where the list of each block begins ``(B X M,)``."""
+    count, size = index.shape[:3].numel(), index.shape[3]
+    return torch.arange(count, device="cpu") * size
 
 
 _AXES = ((0, "batch"), (1, "head"), (2, "token"))

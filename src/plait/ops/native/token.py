@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.ops.native.kernel import Operator
+from plait.ops.native.kernel import Operator, resolved, tracing
 from plait.ops.native.library import call
 
 #: ``token`` of ``rows.c``: q k v beta log_decay before after o, heads group rows K V per_channel, scale.
@@ -44,7 +44,7 @@ def attend(
     dtype, given = v.dtype, state
     q, k, v, beta, log_decay, state = map(_plain, (q, k, v, beta, log_decay, state))
     own = overwrite_state and state is given and state is not None and not state.requires_grad
-    if own and not torch.compiler.is_compiling():
+    if own and not tracing():
         o, after = _run(q, k, v, beta, log_decay, scale, state, state)
     else:
         o, after = _step(q, k, v, beta, log_decay, scale, state)
@@ -53,7 +53,9 @@ def attend(
 
 def _plain(x: Any) -> Any:
     """Fp32 and contiguous; None stays."""
-    return x if x is None or (x.dtype is _FLOAT and x.is_contiguous()) else x.float().contiguous()
+    if x is None or (x.dtype is _FLOAT and x.is_contiguous() and not x.is_neg()):
+        return x
+    return resolved(x.float()).contiguous()
 
 
 def _run(
@@ -69,9 +71,9 @@ def _run(
     """Everything fp32 and contiguous; the new state goes to ``after``, or to new memory."""
     batch, _, heads, V = v.shape
     _, _, key_heads, K = q.shape
-    o = torch.empty(batch, 1, heads, V)
+    o = torch.empty(batch, 1, heads, V, dtype=_FLOAT, device="cpu")  # whatever the defaults are
     if after is None:
-        after = torch.empty(batch, heads, K, V)
+        after = torch.empty(batch, heads, K, V, dtype=_FLOAT, device="cpu")
     arguments = _ARGUMENTS.pack(
         q.data_ptr(),
         k.data_ptr(),
@@ -114,7 +116,7 @@ def _fake(
     scale: float,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(v), v.new_empty(v.shape[0], v.shape[2], q.shape[3], v.shape[3])
+    return v.new_empty(v.shape), v.new_empty(v.shape[0], v.shape[2], q.shape[3], v.shape[3])
 
 
 _step = Operator("step", _new, _fake)

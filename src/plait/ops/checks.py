@@ -1,0 +1,297 @@
+"""What every operation checks before any backend runs: nothing else stands between an argument and a kernel in C.
+
+Each function takes the arguments of one operation and raises :class:`~plait.errors.OptionError`, which names the
+argument, what it is and what it must be. Sizes of 0 are right: they have empty results. Decoding runs through here for
+every layer and token, so shapes are asked for once.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.errors import OptionError
+
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+INTEGERS = frozenset({torch.int32, torch.int64})
+
+#: The most tokens that a chunkwise backend treats at once: scores are quadratic in them.
+LARGEST_CHUNK = 512
+
+#: The softmax kernel keeps positions and slots in 32 bits.
+_LARGEST_POSITION = 2**31 - 1
+_LARGEST_NUMBER = torch.finfo(torch.float32).max
+
+Named = tuple[tuple[str, Any], ...]
+
+
+def linear_scan(log_a: Any, u: Any, state: Any, cu_seqlens: Any) -> tuple[Tensor | None, bool]:
+    """Checks :func:`plait.ops.linear_scan`; returns the borders in int64, and whether anything is to be computed."""
+    op = "linear_scan"
+    _floats(op, (("log_a", log_a), ("u", u)), (("state", state),))
+    shape = u.shape
+    if len(shape) != 3 or log_a.shape != shape:
+        raise OptionError(f"{op}: log_a {_show(log_a)} and u {_show(u)} must both be (B, T, D).")
+    batch, length, width = shape
+    cu_seqlens = _borders(op, cu_seqlens, batch, length)
+    _state(op, state, (batch if cu_seqlens is None else len(cu_seqlens) - 1, width))
+    return cu_seqlens, bool(batch and length and width)
+
+
+def attention(
+    op: str,
+    q: Any,
+    k: Any,
+    v: Any,
+    beta: Any,
+    log_decay: Any,
+    scale: Any,
+    state: Any,
+    cu_seqlens: Any,
+    chunk_size: Any,
+) -> tuple[float, Tensor | None, int, bool]:
+    """Checks ``linear_attention`` and ``delta_rule``.
+
+    Returns:
+        The scale, the borders in int64, a chunk size of at most ``LARGEST_CHUNK``, and whether anything is to be
+        computed.
+    """
+    required: Named = (("q", q), ("k", k), ("v", v))
+    if op == "delta_rule":
+        required = (*required, ("beta", beta))
+    _floats(op, required, (("log_decay", log_decay), ("state", state)))
+    keys, values = q.shape, v.shape
+    if len(keys) != 4 or k.shape != keys:
+        raise OptionError(f"{op}: q {_show(q)} and k {_show(k)} must both be (B, T, H, K).")
+    batch, length, heads, width = keys
+    if len(values) != 4 or values[0] != batch or values[1] != length or _no_multiple(values[2], heads):
+        raise OptionError(
+            f"{op}: v {_show(v)} must be (B, T, HV, V) with (B, T) = {(batch, length)} and HV a multiple of {heads}."
+        )
+    value_heads, value_width = values[2], values[3]
+    if beta is not None and beta.shape != (batch, length, value_heads):
+        raise OptionError(f"{op}: beta {_show(beta)} must be (B, T, HV) = {(batch, length, value_heads)}.")
+    shapes = ((value_heads,), (batch, length, value_heads), (batch, length, value_heads, width))
+    if log_decay is not None and log_decay.shape not in shapes:
+        raise OptionError(
+            f"{op}: log_decay {_show(log_decay)} must be None, (HV,), (B, T, HV) or (B, T, HV, K), "
+            f"here {', '.join(map(str, shapes))}."
+        )
+    if type(chunk_size) is not int or chunk_size < 1:
+        raise OptionError(f"{op}: chunk_size={chunk_size!r} must be a whole number of at least 1.")
+    cu_seqlens = _borders(op, cu_seqlens, batch, length)
+    rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    _state(op, state, (rows, value_heads, width, value_width))
+    if scale is None:
+        scale = width**-0.5 if width else 1.0
+    else:
+        _scale(op, scale)
+    some = bool(batch and length and value_heads and width and value_width)
+    return scale, cu_seqlens, min(chunk_size, LARGEST_CHUNK), some
+
+
+def causal_convolution(
+    x: Any, weight: Any, bias: Any, tail: Any, padding: Any, cu_seqlens: Any, tracing: bool
+) -> Tensor | None:
+    """Checks ``causal_convolution``; returns the borders in int64.
+
+    Values of padding and borders are read on a CPU only: elsewhere that would wait for the device once a layer, and no
+    kernel of plait reads them there.
+    """
+    op = "causal_convolution"
+    _floats(op, (("x", x), ("weight", weight)), (("bias", bias), ("tail", tail)))
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2]:
+        raise OptionError(f"{op}: x {_show(x)} must be (B, T, C) and weight {_show(weight)} (C, kernel).")
+    batch, length, channels = x.shape
+    if weight.shape[1] < 1:
+        raise OptionError(f"{op}: weight {_show(weight)} must have at least one tap (C, kernel).")
+    if bias is not None and bias.shape != (channels,):
+        raise OptionError(f"{op}: bias {_show(bias)} must be (C,) = {(channels,)}.")
+    if padding is not None:
+        if cu_seqlens is not None:
+            raise OptionError(f"{op}: cu_seqlens needs one packed row (B == 1) without padding.")
+        _padding(op, padding, x, tracing)
+    cu_seqlens = _borders(op, cu_seqlens, batch, length, read=x.is_cpu and not tracing)
+    past = weight.shape[1] - 1
+    rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    if tail is not None and tail.shape != (rows, past, channels):
+        raise OptionError(f"{op}: tail {_show(tail)} must be (rows, kernel - 1, C) = {(rows, past, channels)}.")
+    return cu_seqlens
+
+
+def norm(op: str, x: Any, **others: Any) -> None:
+    """Checks a norm over the last axis of ``x``, with its ``weight`` and ``gate`` where it has them."""
+    _floats(op, (("x", x), *others.items()), ())
+    if x.dim() == 0:
+        raise OptionError(f"{op}: x must be (..., D), got a single number.")
+    weight, gate = others.get("weight"), others.get("gate")
+    if weight is not None and weight.shape != x.shape[-1:]:
+        raise OptionError(f"{op}: weight {_show(weight)} must be (D,) for x {_show(x)}.")
+    if gate is not None and gate.shape != x.shape:
+        raise OptionError(f"{op}: gate {_show(gate)} must have the shape of x, {_show(x)}.")
+
+
+def softmax(
+    q: Any, k: Any, v: Any, index: Any, counts: Any, scale: Any, first: Any, block: Any, page: Any, sums: Any
+) -> bool:
+    """Checks softmax attention over chosen keys; returns whether anything is to be computed."""
+    op = "softmax"
+    _floats(op, (("q", q), ("k", k), ("v", v)), ())
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if (
+            x.dim() != 4
+            or x.dtype != torch.float32
+            or not x.is_cpu
+            or (x.shape[3] > 1 and x.stride(3) != 1)
+            or x.is_neg()
+        ):
+            raise OptionError(
+                f"{op}: {name} {_show(x)} must be (B, heads, tokens, D) in fp32 on a CPU, its channels side by side; "
+                f"got {x.dtype} on {x.device} with strides {tuple(x.stride())}."
+            )
+    batch, heads, length, width = q.shape
+    kv_heads, slots = k.shape[1], k.shape[2]
+    if k.shape[0] != batch or k.shape[3] != width or _no_multiple(heads, kv_heads):
+        raise OptionError(f"{op}: k {_show(k)} must be (B, G, S, D) for q {_show(q)}, H a multiple of G.")
+    if v.shape[:3] != k.shape[:3]:
+        raise OptionError(f"{op}: v {_show(v)} must be (B, G, S, Dv) with the (B, G, S) of k {_show(k)}.")
+    _scale(op, scale)
+    for name, number, least in (("first", first, 0), ("block", block, 1), ("page", page, 1)):
+        if type(number) is not int or number < least:
+            raise OptionError(f"{op}: {name}={number!r} must be a whole number of at least {least}.")
+    if first + length > _LARGEST_POSITION or slots + page > _LARGEST_POSITION or block > _LARGEST_POSITION:
+        raise OptionError(f"{op}: first, block, page and the number of keys must stay below 2**31.")
+    if index is None:
+        if counts is not None:
+            raise OptionError(f"{op}: counts has no meaning without index.")
+    else:
+        if sums:
+            raise OptionError(f"{op}: sums=True is for every key, without index.")
+        _lists(op, index, counts, batch, heads, kv_heads, -(-length // block), -(-slots // page))
+    return bool(batch and heads and length and v.shape[3] and slots)
+
+
+def _lists(op: str, index: Any, counts: Any, batch: int, heads: int, kv_heads: int, blocks: int, pages: int) -> None:
+    """Lists of pages: whole numbers on a CPU, as many as are counted, each of them a page that holds keys."""
+    for name, x in (("index", index), ("counts", counts)):
+        if x is None and name == "counts":
+            continue
+        if not isinstance(x, Tensor) or x.dtype != torch.int64 or not x.is_cpu or x.layout is not torch.strided:
+            raise OptionError(f"{op}: {name} must be an int64 tensor on a CPU, got {_kind(x)}.")
+    flat = index.dim() == 1
+    lists = counts if flat else index
+    if lists is None or lists.dim() != (3 if flat else 4):
+        raise OptionError(
+            f"{op}: index {_show(index)} must be (B, X, M, K), or all pages in one row with counts (B, X, M)."
+        )
+    owners = lists.shape[1]
+    name = "counts" if flat else "index"
+    if lists.shape[0] != batch or lists.shape[2] != blocks or owners not in (heads, kv_heads):
+        raise OptionError(
+            f"{op}: {name} {_show(lists)} must begin with (B, X, M) = ({batch}, {kv_heads} or {heads}, {blocks})."
+        )
+    if counts is not None:
+        if not flat and counts.shape != index.shape[:3]:
+            raise OptionError(f"{op}: counts {_show(counts)} must be (B, X, M) = {tuple(index.shape[:3])}.")
+        most = index.shape[-1]
+        low, high = _range(counts)
+        if low < 0 or high > most:
+            raise OptionError(f"{op}: counts lie in {low}..{high} and must in 0..{most}, the pages that index holds.")
+        if flat and int(counts.sum()) != most:
+            raise OptionError(f"{op}: index holds {most} pages and counts add up to {int(counts.sum())}.")
+        if not flat:
+            index = index[torch.arange(most) < counts[..., None]]  # what is not counted is not read
+    low, high = _range(index)
+    if low < 0 or high >= max(pages, 1):
+        raise OptionError(f"{op}: index names pages {low} to {high}; the keys have {pages}, counted from 0.")
+
+
+def _floats(op: str, required: Named, optional: Named) -> None:
+    """Dense tensors of real numbers on one device."""
+    device, first = None, ""
+    for name, x in (*required, *((name, x) for name, x in optional if x is not None)):
+        if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.layout is not torch.strided:
+            raise OptionError(f"{op}: {name} must be a dense tensor of fp16, bf16, fp32 or fp64, got {_kind(x)}.")
+        if device is None:
+            device, first = x.device, name
+        elif x.device != device:
+            raise OptionError(f"{op}: {first} is on {device} and {name} on {x.device}; move them to one device.")
+
+
+def _borders(op: str, cu_seqlens: Any, batch: int, length: int, read: bool = True) -> Tensor | None:
+    """Borders of packed documents in int64."""
+    if cu_seqlens is None:
+        return None
+    if (
+        not isinstance(cu_seqlens, Tensor)
+        or cu_seqlens.dtype not in INTEGERS
+        or cu_seqlens.layout is not torch.strided
+        or cu_seqlens.dim() != 1
+        or not len(cu_seqlens)
+    ):
+        raise OptionError(f"{op}: cu_seqlens must be borders (N + 1,) in int64, got {_kind(cu_seqlens)}.")
+    if batch != 1:
+        raise OptionError(f"{op}: cu_seqlens needs one packed row (B == 1), got B = {batch}.")
+    if read:
+        borders = cu_seqlens.tolist()
+        if borders[0] != 0 or borders[-1] != length or any(a >= b for a, b in pairwise(borders)):
+            shown = str(borders) if len(borders) <= 20 else f"{len(borders)} numbers from {borders[0]} to {borders[-1]}"
+            raise OptionError(
+                f"{op}: cu_seqlens must rise strictly from 0 to T = {length} (no empty document), got {shown}."
+            )
+    return cu_seqlens.long()
+
+
+def _padding(op: str, padding: Any, x: Tensor, tracing: bool) -> None:
+    if (
+        not isinstance(padding, Tensor)
+        or padding.dtype not in INTEGERS
+        or padding.shape != x.shape[:1]
+        or padding.device != x.device
+    ):
+        raise OptionError(
+            f"{op}: padding must be (B,) = {tuple(x.shape[:1])} whole numbers on {x.device}, got {_kind(padding)}."
+        )
+    if not x.is_cpu or tracing:
+        return
+    low, high = _range(padding)
+    if low < 0 or high > x.shape[1]:
+        raise OptionError(f"{op}: padding must lie in 0..T = {x.shape[1]}, got {low} to {high}.")
+
+
+def _state(op: str, state: Tensor | None, shape: tuple[int, ...]) -> None:
+    if state is not None and state.shape != shape:
+        raise OptionError(f"{op}: state {_show(state)} must be {shape}.")
+
+
+def _scale(op: str, scale: Any) -> None:
+    if isinstance(scale, (torch.SymFloat, torch.SymInt)):
+        return
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= _LARGEST_NUMBER:
+        raise OptionError(f"{op}: scale={str(scale)[:40]} must be a finite number in the range of fp32.")
+
+
+def _range(x: Tensor) -> tuple[int, int]:
+    """Least and largest of whole numbers; zeros where there are none."""
+    if not x.numel():
+        return 0, 0
+    low, high = x.aminmax()
+    return int(low), int(high)
+
+
+def _no_multiple(heads: int, of: int) -> bool:
+    return bool(heads % of) if of else bool(heads)
+
+
+def _show(x: Tensor) -> str:
+    return str(tuple(x.shape))
+
+
+def _kind(x: Any) -> str:
+    if not isinstance(x, Tensor):
+        return f"{type(x).__name__}"
+    layout = "" if x.layout is torch.strided else f" {x.layout}"
+    return f"{tuple(x.shape)} {x.dtype}{layout} on {x.device}"
