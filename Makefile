@@ -18,13 +18,14 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.ready-docs
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all check bench docs gpu package environments clean
+.PHONY: help setup demo test test-all sanitize check bench docs gpu package environments clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "setup     the environment in $(VENV), with all that the tests need"
 	@echo "demo      a small study, trained and reported: under 10 minutes on 2 cores"
 	@echo "test      the tests; test-all adds the slow ones"
+	@echo "sanitize  the CPU kernels under gcc's address and undefined-behaviour sanitizers: random calls, kernel tests"
 	@echo "check     formatting, lint, types"
 	@echo "bench     operations timed against named peers"
 	@echo "docs      build the documentation and run its examples"
@@ -59,6 +60,21 @@ test: $(READY)
 test-all: $(READY)
 	@.ci/browser
 	$(PYTEST) -m "not gpu"
+
+# The kernels alone are instrumented: leaks of the interpreter are not looked for, and a kernel that reads or writes
+# outside a tensor ends the process.
+SANITIZED := build/sanitized
+SANITIZERS = PLAIT_KERNELS=$(SANITIZED) OMP_NUM_THREADS=1 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+SANITIZED_CALLS ?= 10000
+
+sanitize: $(READY)
+	mkdir -p $(SANITIZED)
+	CC=gcc PLAIT_CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+		PLAIT_KERNELS=$(SANITIZED) $(BIN)/python -m plait.ops.native.build
+	$(SANITIZERS) $(BIN)/python -W ignore tests/ops/fuzz.py 0 $(SANITIZED_CALLS)
+	$(SANITIZERS) $(BIN)/python -W ignore tests/ops/fuzz.py 0 1000 --level DEFAULT
+	$(SANITIZERS) $(BIN)/pytest -n0 tests/ops/test_native.py tests/ops/test_softmax.py tests/ops/test_checks.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

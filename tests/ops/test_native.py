@@ -347,6 +347,7 @@ def test_a_compiler_that_is_missing_or_fails_is_a_reason(monkeypatch: pytest.Mon
         (tmp_path / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(build, "FOLDER", tmp_path)
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("PLAIT_KERNELS", raising=False)
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert "no C compiler" in str(build.build())
     monkeypatch.setenv("CC", sys.executable)
@@ -357,6 +358,7 @@ def test_a_compiler_that_is_missing_or_fails_is_a_reason(monkeypatch: pytest.Mon
 
 
 def test_changed_sources_make_the_old_file_stale(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("PLAIT_KERNELS", raising=False)
     (tmp_path / "rows.c").write_text("int x;")
     monkeypatch.setattr(build, "FOLDER", tmp_path)
     before = build.library("DEFAULT")

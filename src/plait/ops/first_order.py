@@ -1,4 +1,4 @@
-"""Backwards written by hand: their results have no derivative of their own, and say so instead of passing for constants.
+"""Backwards written by hand: their results have no derivative of their own, and say so, not pass for constants.
 
 PyTorch's ``once_differentiable`` looks at the incoming gradients alone. A gradient that depends on a saved tensor then
 passes for a constant, and a second derivative is wrong without a word.

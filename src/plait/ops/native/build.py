@@ -1,7 +1,8 @@
 """Compiles the CPU kernels beside this file: ``python -m plait.ops.native.build``.
 
 Installing plait does this by itself where a C compiler is found. The result is plain C behind ctypes: it depends on no
-version of Python or PyTorch. Stands on the standard library alone, since the package's build runs it.
+version of Python or PyTorch. Stands on the standard library alone, since the package's build runs it. The variable
+``PLAIT_KERNELS`` names another folder for the compiled files, and ``PLAIT_CFLAGS`` further options of the compiler.
 """
 
 from __future__ import annotations
@@ -31,12 +32,17 @@ def levels() -> list[str]:
     return list(LEVELS) if platform.machine().lower() in ("x86_64", "amd64") else ["DEFAULT"]
 
 
+def compiled() -> Path:
+    """Where the compiled files lie."""
+    return Path(os.environ.get("PLAIT_KERNELS") or FOLDER)
+
+
 def library(level: str) -> Path:
     """The compiled file for an instruction set. Its name changes with the sources: an outdated one is never loaded."""
     digest = hashlib.sha256()
     for path in sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")]):
         digest.update(path.read_bytes())
-    return FOLDER / f"kernels-{digest.hexdigest()[:12]}-{level.lower()}.so"
+    return compiled() / f"kernels-{digest.hexdigest()[:12]}-{level.lower()}.so"
 
 
 def compiler() -> list[str] | None:
@@ -58,7 +64,8 @@ def build() -> str | None:
     command = compiler()
     if command is None:
         return "no C compiler was found (cc, gcc or clang)"
-    for old in FOLDER.glob("kernels-*.so"):
+    own = shlex.split(os.environ.get("PLAIT_CFLAGS", ""))
+    for old in compiled().glob("kernels-*.so"):
         old.unlink()
     for level in levels():
         target = library(level)
@@ -66,7 +73,7 @@ def build() -> str | None:
         sources = [str(FOLDER / name) for name in SOURCES]
         try:
             subprocess.run(
-                [*command, *FLAGS, *LEVELS[level], "-o", str(unfinished), *sources, "-lm", "-lpthread"],
+                [*command, *FLAGS, *LEVELS[level], *own, "-o", str(unfinished), *sources, "-lm", "-lpthread"],
                 check=True,
                 capture_output=True,
                 text=True,
@@ -84,4 +91,4 @@ if __name__ == "__main__":
     reason = build()
     if reason:
         sys.exit(f"The CPU kernels were not compiled: {reason}.")
-    print(f"Compiled for {', '.join(levels())} in {FOLDER}")
+    print(f"Compiled for {', '.join(levels())} in {compiled()}")

@@ -59,7 +59,7 @@ def tracing() -> bool:
 
 def resolved(x: Tensor) -> Tensor:
     """``x`` with its numbers in memory: the imaginary part of a conjugate is stored with the other sign."""
-    return x.resolve_neg() if x.is_neg() else x
+    return x if torch.compiler.is_compiling() or not x.is_neg() else x.resolve_neg()
 
 
 def _needs_gradient(x: Any) -> bool:

@@ -86,7 +86,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         path = build.library(level)
         if path.exists():
             return ctypes.CDLL(str(path)), level
-    if any(build.FOLDER.glob("kernels-*.so")):
+    if any(build.compiled().glob("kernels-*.so")):
         return None, "its kernels were compiled from other sources than those here, or for another processor"
     return None, "its kernels were not compiled when plait was installed"
 

@@ -53,9 +53,10 @@ def attend(
 
 def _plain(x: Any) -> Any:
     """Fp32 and contiguous; None stays."""
-    if x is None or (x.dtype is _FLOAT and x.is_contiguous() and not x.is_neg()):
-        return x
-    return resolved(x.float()).contiguous()
+    if x is None:
+        return None
+    x = resolved(x)
+    return x if x.dtype is _FLOAT and x.is_contiguous() else x.float().contiguous()
 
 
 def _run(
