@@ -52,6 +52,38 @@ def test_checkpointing_leaves_no_trace_of_the_second_run(build, tokens, monkeypa
     assert seen == [True, False]
 
 
+@pytest.mark.parametrize("way", ["once", "by the first layer"])
+def test_checkpointing_and_what_layers_hand_to_each_other(build, tokens, monkeypatch, way: str) -> None:
+    """A tensor with a graph in ``context.shared``, made by the layer that finds none or by one that always makes it."""
+    model, ids, seen = build("attention", "gated_deltanet", "attention").train(), tokens(2, 5), []
+
+    def handing(layer):
+        mix = layer.forward
+
+        def forward(x, context):
+            if "first" not in context.shared if way == "once" else layer.layer == 0:
+                context.shared["first"] = torch.tanh(layer.o_proj(x)) * x
+            seen.append(context.shared["first"])
+            return mix(x, context) + context.shared["first"]
+
+        return forward
+
+    for block in model.model.layers:
+        monkeypatch.setattr(block.attn, "forward", handing(block.attn))
+    expected = loss_and_gradients(model, ids)
+    model.gradient_checkpointing_enable()
+    seen.clear()
+    loss = model(ids, labels=ids).loss
+    model.zero_grad()
+    loss.backward(retain_graph=True)
+    once = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    assert all(torch.equal(once[name], expected[name]) for name in once)
+    assert len(seen) == 6
+    assert all(tensor is seen[0] for tensor in (*seen[1:3], *seen[3:5]))  # the layers after the first read its tensor
+    loss.backward()
+    assert all(torch.equal(p.grad, 2 * once[name]) for name, p in model.named_parameters())
+
+
 def test_checkpointing_and_caches(build, tokens) -> None:
     model, ids = build("gated_deltanet").train(), tokens(1, 4)
     model.gradient_checkpointing_enable()

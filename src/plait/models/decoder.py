@@ -56,10 +56,12 @@ class Block(nn.Module):
         """``x`` ``(B, T, d)``; ``shared`` are the model-level parameters of this layer's type."""
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
             return self._compute(x, context, shared)
-        contexts = [replace(context, update_running_state=False, losses={}, pairs=None), context]
+        before, contexts = dict(context.shared), [context]
 
-        def recomputable(x: Tensor) -> Tensor:  # the first call acts, repeated ones leave no trace
-            return self._compute(x, contexts.pop() if len(contexts) > 1 else contexts[0], shared)
+        def recomputable(x: Tensor) -> Tensor:
+            # the first call acts; repeated ones find what it found, so that they make what it made, and leave no trace
+            quiet = {"shared": dict(before), "update_running_state": False, "losses": {}, "pairs": None}
+            return self._compute(x, contexts.pop() if contexts else replace(context, **quiet), shared)
 
         return self._gradient_checkpointing_func(recomputable, x)
 
