@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -380,6 +381,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         """transformers refuses assisted generation for models whose state cannot be taken back."""
         return not self.model.croppable
 
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # generate reads its signature
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in transformers, with the cache as ``past_key_values``: PEFT, which puts its prompts in front of an empty
         cache, looks for it under that name alone.
