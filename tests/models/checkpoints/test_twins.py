@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,6 +158,72 @@ def test_left_padding(kind: str) -> None:
     mask[0, :6] = 0
     logits = from_transformers(model)(IDS, attention_mask=mask).logits
     near(logits[mask.bool()], model(IDS, attention_mask=mask).logits[mask.bool()])
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+@torch.no_grad()
+def test_decoding_behind_padding(kind: str) -> None:
+    model = theirs(kind)
+    read = from_transformers(model)
+    mask = torch.ones_like(IDS)
+    mask[0, :4] = 0
+    cache, their_cache, start = None, None, 0
+    for part in IDS.split([9, 1, 1, 9], dim=1):
+        seen, start = mask[:, : start + part.shape[1]], start + part.shape[1]
+        output = read(part, attention_mask=seen, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        if part.shape[1] == 9 and start > 9:  # their recurrent layers take a prompt or a token, not a further piece
+            near(output.logits[seen[:, -9:].bool()], model(IDS, attention_mask=mask).logits[:, 11:].flatten(0, 1))
+            break
+        their_output = model(part, attention_mask=seen, past_key_values=their_cache, use_cache=True)
+        their_cache = their_output.past_key_values
+        real = seen[:, -part.shape[1] :].bool()
+        near(output.logits[real], their_output.logits[real])
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+def test_fields_that_plait_does_not_know_are_refused(kind: str, tmp_path: Path) -> None:
+    """Every field of the class is known, in silence; another one may change what the model computes."""
+    config = theirs(kind).config
+    twins.TWINS[kind].check_fields(config)
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"attention_sinks": 4, "top_k": 50}))
+    with pytest.raises(OptionError, match=r"config.json: .*, attention_sinks=4: plait does not know this field"):
+        load_transformers(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_fields_of_transformers_without_linear_layers(kind: str) -> None:
+    config = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}[kind](num_hidden_layers=2)
+    twins.TWINS[kind].check_fields(config)
+    config.attention_sinks = 4
+    with pytest.raises(OptionError, match="attention_sinks=4"):
+        twins.TWINS[kind].check_fields(config)
+    if kind == "qwen3":
+        config.layer_types = ["full_attention", "sliding_attention"]
+        with pytest.raises(OptionError, match="layer_types='sliding_attention'"):
+            twins.TWINS[kind].read_config(config)
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, -1, 0, 2**70, "16", "x" * 5000, [], [1, "a"], {}], ids=lambda v: str(v)[:9]
+)
+def test_a_damaged_field_is_one_sentence(value: Any, tmp_path: Path) -> None:
+    """Any field of a file with any kind of value: the model can be made, or one sentence names the file."""
+    config = theirs("qwen3_next").config
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    good = json.loads(path.read_text())
+    for name in good:
+        path.write_text(json.dumps(good | {name: value}))
+        with pytest.raises(OptionError) as error:  # there are no weights, if all else is well
+            load_transformers(tmp_path)
+        message = str(error.value)
+        assert str(tmp_path) in message or "kinds" in message, name
+        assert "\n" not in message, name
+        assert len(message) < 2000, name
 
 
 @pytest.mark.parametrize("kind", OURS)

@@ -133,5 +133,6 @@ def _check_config(folder: Path, twin: Twin) -> None:
 
 def _twin(kind: str | None) -> Twin:
     if kind not in BY_MODEL_TYPE:
-        raise OptionError(f"plait reads models of transformers of the kinds {', '.join(BY_MODEL_TYPE)}, not {kind!r}.")
+        called = repr(kind) if len(str(kind)) < 60 else f"{str(kind)[:57]!r}..."
+        raise OptionError(f"plait reads models of transformers of the kinds {', '.join(BY_MODEL_TYPE)}, not {called}.")
     return BY_MODEL_TYPE[kind]
