@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.utils import generic
 
 from plait import catalog
@@ -23,7 +25,7 @@ def model(build):
 
 
 def generate(model, ids, **options):
-    return model.generate(ids, max_new_tokens=NEW, pad_token_id=0, **{"do_sample": False, **options})
+    return model.generate(ids, pad_token_id=0, **{"max_new_tokens": NEW, "do_sample": False, **options})
 
 
 def by_hand(model, ids: torch.Tensor) -> torch.Tensor:
@@ -99,13 +101,71 @@ def test_embeddings_as_prompt(model, tokens) -> None:
     assert torch.equal(generate(model, None, inputs_embeds=embedded), generate(model, ids)[:, 5:])
 
 
-def test_assisted_generation(model, build, tokens) -> None:
-    """Refused where a state cannot be taken back, exact where it can."""
-    ids = tokens(1, 6).repeat(1, 3)
-    with pytest.raises(ValueError, match="stateful"):
-        generate(model, ids, prompt_lookup_num_tokens=2)
-    transformer = build("attention", "attention")
-    assert torch.equal(generate(transformer, ids, prompt_lookup_num_tokens=2), generate(transformer, ids))
+DRAFTS = [("gated_deltanet", "attention", "hgrn2"), ("hgrn", "mla"), ("kda", "lizard"), ("window", "deltanet")]
+WINDOW = {"window": {"mixer": "attention", "window": 4}}
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    sizes = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)).double().eval()
+
+
+@pytest.mark.parametrize("plan", DRAFTS, ids="-".join)
+def test_drafts_change_no_token(build, tokens, llama, plan: tuple[str, ...]) -> None:
+    """Drafts from the prompt, from a like model (all right) and from others (mostly wrong), and as a draft."""
+    model = build(*plan, mixers=WINDOW if "window" in plan else None)
+    ids, passes = tokens(1, 6).repeat(1, 3), []
+    expected = generate(model, ids, max_new_tokens=15)
+    like = copy.deepcopy(model)
+    model.register_forward_hook(lambda *_: passes.append(1))
+    options = {"max_new_tokens": 15}
+    drafts = [
+        {"prompt_lookup_num_tokens": 3},
+        {"assistant_model": like},
+        {"assistant_model": build("attention", "gated_deltanet")},
+        {"assistant_model": llama},
+    ]
+    counts = []
+    for draft in drafts:
+        passes.clear()
+        assert torch.equal(generate(model, ids, **options, **draft), expected)
+        counts.append(len(passes))
+    assert counts[1] < 15  # several tokens a pass
+    assert torch.equal(generate(llama, ids, **options, assistant_model=model), generate(llama, ids, **options))
+
+
+def test_drafts_leave_the_cache_of_a_caller_whole(model, tokens) -> None:
+    ids, cache = tokens(1, 6).repeat(1, 3), PlaitCache(model.config)
+    first = generate(model, ids, **{CACHE_NAME: cache}, prompt_lookup_num_tokens=3)
+    assert not any(layer.record_past or layer.recall for layer in cache.layers)
+    longer = torch.cat([first, ids[:, :3]], dim=1)
+    assert torch.equal(generate(model, longer, **{CACHE_NAME: cache}), generate(model, longer))
+
+
+@torch.no_grad()
+def test_a_recording_cache_takes_tokens_back(model, tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of a pass of which only the end is kept, over a padded row."""
+    monkeypatch.setattr("plait.models.cache.LONGEST", 4)
+    ids = tokens(2, 14)
+    mask = torch.tensor([[0] * 9 + [1] * 5, [1] * 14])
+    expected = model(ids[:, :11], attention_mask=mask[:, :11], past_key_values=(short := PlaitCache(model.config)))
+    expected = model(ids[:, 12:], past_key_values=short).logits
+    cache = PlaitCache(model.config)
+    cache.activate_past_recording()
+    assert cache.is_croppable
+    model(ids, attention_mask=mask, past_key_values=cache)
+    with pytest.raises(CacheError, match="4 were recorded"):
+        cache.crop(-5)
+    cache.crop(-3)
+    model(ids[:, 12:13], past_key_values=cache)
+    model(ids[:, :2], past_key_values=cache)
+    cache.crop(-3)
+    torch.testing.assert_close(model(ids[:, 12:], past_key_values=cache).logits, expected)
+    assert copy.deepcopy(cache).layers[0].recall is None
+    cache.stop_recording()
+    with pytest.raises(CacheError, match="cannot forget"):
+        cache.crop(-1)
 
 
 @pytest.mark.parametrize("implementation", ["static", "offloaded", "quantized"])

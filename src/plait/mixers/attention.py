@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -303,19 +304,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, window: int | 
     """
     batch, length, heads = q.shape[:3]
     stored = k.shape[1]
-    seen = min(window or stored, stored)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     grouped = heads != k.shape[1]
-    if start is None and seen == stored and length in (1, stored):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped).transpose(1, 2)
+    if not symbolic(stored) and window is not None and window >= stored:
+        window = None
+    if start is None and window is None and length in (stored, 1):
+        causal = True if length == stored else False  # noqa: SIM210 (a symbolic comparison is no bool)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
 
     widest = MASK_ENTRIES // (stored * (1 if start is None else batch))
-    block = max(MIN_BLOCK, seen if seen < stored else widest)
     slots = torch.arange(stored, device=q.device)
     outputs = []
-    for first in range(stored - length, stored, block):
-        last = min(first + block, stored)
-        low = max(0, first - seen + 1)
+    for first, last, low in query_blocks(length, stored, widest if window is None else window, window):
         queries, keys = slice(first - stored + length, last - stored + length), slice(low, last)
         mask = visible(slots[first:last], slots[keys], start, window)
         o = F.scaled_dot_product_attention(
@@ -323,3 +323,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, window: int | 
         )
         outputs.append(o)
     return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def query_blocks(length: int, stored: int, size: int, window: int | None) -> Iterator[tuple[int, int, int]]:
+    """The newest ``length`` of ``stored`` slots in blocks: the first slot, that behind the last, the first key seen.
+
+    A program exported for any length has one block, since a loop would fix their number.
+
+    Args:
+        length, stored: tokens T and S.
+        size: queries of a block; at least ``MIN_BLOCK`` are taken.
+        window: tokens that a query sees, or None.
+    """
+    if symbolic(stored):
+        yield stored - length, stored, 0
+        return
+    size = max(MIN_BLOCK, size)
+    for first in range(stored - length, stored, size):
+        yield first, min(first + size, stored), 0 if window is None else max(0, first - window + 1)
+
+
+def symbolic(size: object) -> bool:
+    """Whether a size stands for any number, in a program that is being exported."""
+    return isinstance(size, torch.SymInt)

@@ -57,6 +57,11 @@ class Context:
         """The same pass with another layer's memory; everything shared stays shared."""
         return replace(self, state=state)
 
+    def piece(self, first: int, last: int) -> Context:
+        """The same pass for the slots from ``first`` up to ``last`` alone; layers share nothing with the whole pass."""
+        padding = None if self.padding is None else (self.padding - first).clamp(0, last - first)
+        return replace(self, positions=self.positions[:, first:last], padding=padding, shared={}, pairs=None)
+
     @property
     def real(self) -> Tensor | None:
         """``(B, T)`` bool, True at real tokens, or None when there is no padding."""

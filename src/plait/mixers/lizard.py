@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.errors import CacheError
-from plait.mixers.attention import MIN_BLOCK, visible, visible_pairs
+from plait.mixers.attention import query_blocks, visible, visible_pairs
 from plait.mixers.base import Cost, Dims, Mixer, MixerOptions
 from plait.mixers.context import Context
 from plait.mixers.linear import default_heads, linear, repeat_heads, split_heads
@@ -271,10 +271,8 @@ def anchor(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, start: Tensor 
     length, stored, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     q, k, v = widen(q) * q.shape[-1] ** -0.5, repeat_heads(widen(k), groups), repeat_heads(widen(v), groups)
     slots = torch.arange(stored, device=q.device)
-    block = max(MIN_BLOCK, window)
     outputs = []
-    for first in range(stored - length, stored, block):
-        last, low = min(first + block, stored), max(0, first - window + 1)
+    for first, last, low in query_blocks(length, stored, window, window):
         queries, keys = slice(first - stored + length, last - stored + length), slice(low, last)
         scores = torch.einsum("bthd,bshd->bhts", q[:, queries], k[:, keys])
         mask = visible(slots[first:last], slots[keys], start, window)

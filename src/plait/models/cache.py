@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,8 +13,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from plait.errors import CacheError
+from plait.mixers.context import Context
 from plait.mixers.state import KeyValues, LayerState
 from plait.models.configuration import PlaitConfig
+from plait.models.recall import LONGEST, Recall
 
 #: What transformers calls the cache in arguments and outputs: ``cache`` since 5.24, ``past_key_values`` before.
 CACHE_NAME = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
@@ -35,11 +37,53 @@ class PlaitCacheLayer(CacheLayerMixin):
         super().__init__()
         self.state = state
         self.slots = 0
+        #: Whether what came in since the last crop is kept, so that it can be taken back (transformers' name).
+        self.record_past = False
+        self.recall: Recall | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy records nothing: what is recorded belongs to the model that wrote it."""
+        return {**self.__dict__, "record_past": False, "recall": None}
 
     @property
     def is_croppable(self) -> bool:  # type: ignore[override]
         """Whether the newest tokens can be taken back without a snapshot, whatever the length."""
-        return croppable(self.state)
+        return self.record_past or croppable(self.state)
+
+    @property
+    def records(self) -> bool:
+        """Whether the next pass has to be recorded."""
+        return self.record_past and not croppable(self.state)
+
+    def activate_past_recording(self) -> None:
+        """Record from here on; ends with :meth:`PlaitCache.stop_recording`."""
+        self.record_past = True
+
+    def recorded(
+        self,
+        run: Callable[[Tensor, Context], Tensor],
+        read: Callable[[Tensor, Context], Tensor],
+        x: Tensor,
+        context: Context,
+    ) -> Tensor:
+        """``run`` the layer on ``x`` and keep what is needed to take it back.
+
+        Args:
+            run: the layer, ``(B, T, d) -> (B, T, d)``.
+            read: its mixer alone.
+            x: ``(B, T, d)``.
+            context: of the pass.
+        """
+        length, outputs = x.shape[1], []
+        first = max(0, length - LONGEST) if self.recall is None else 0
+        if first:
+            outputs.append(run(x[:, :first], context.piece(0, first).for_layer(self.state)))
+        if self.recall is None:
+            self.recall = Recall(self.state.copy(), read)
+        piece = context.piece(first, length)
+        self.recall.inputs.append((x[:, first:].detach(), piece))
+        outputs.append(run(x[:, first:], piece.for_layer(self.state)))
+        return torch.cat(outputs, dim=1)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         raise CacheError("A layer of a PlaitCache is filled by its mixer; it takes no keys and values from outside.")
@@ -59,10 +103,11 @@ class PlaitCacheLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.state.clear()
-        self.slots = 0
+        self.slots, self.recall = 0, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.state.select_rows(beam_idx)
+        self.recall = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +196,7 @@ class PlaitCache(Cache):
                 "layers): restore it into a cache of the model that it was taken from."
             )
         for layer, state in zip(self.layers, snapshot.states, strict=True):
-            layer.state, layer.slots = state.copy(), snapshot.slots
+            layer.state, layer.slots, layer.recall = state.copy(), snapshot.slots, None
         self.padding = None if snapshot.padding is None else snapshot.padding.clone()
 
     def fork(self, n: int) -> PlaitCache:
@@ -169,6 +214,9 @@ class PlaitCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the newest tokens of every row.
 
+        Full keys and values always can; other layers can while the cache records (``activate_past_recording()``, as
+        generation with drafts does), up to the last crop.
+
         Args:
             tokens_to_remove: how many, as a negative number (the convention of transformers), or 0.
 
@@ -179,9 +227,10 @@ class PlaitCache(Cache):
             raise CacheError(f"crop({tokens_to_remove}): give the number of tokens to forget as a negative number.")
         tokens = -tokens_to_remove
         if tokens == 0:
+            self._forget_records()
             return
         for index, layer in enumerate(self.layers):
-            if not layer.state.can_crop:
+            if not layer.state.can_crop and layer.recall is None:
                 kinds = sorted({type(s).__name__ for s in layer.state.segments.values() if not s.can_crop})
                 raise CacheError(
                     f"Layer {index} cannot forget its last {tokens} tokens: they are folded into its state "
@@ -190,9 +239,27 @@ class PlaitCache(Cache):
         shortest = self.slots - (0 if self.padding is None else int(self.padding.max()))
         if tokens > shortest:
             raise CacheError(f"Cannot forget {tokens} tokens: the shortest row of the cache has {shortest}.")
-        for layer in self.layers:
-            layer.state.crop(tokens)
+        replayed = [
+            None if layer.state.can_crop or layer.recall is None else layer.recall.without(tokens)
+            for layer in self.layers
+        ]
+        for layer, state in zip(self.layers, replayed, strict=True):
+            if state is None:
+                layer.state.crop(tokens)
+            else:
+                layer.state = state
             layer.slots -= tokens
+        self._forget_records()
+
+    def stop_recording(self) -> None:
+        """Let go of what was recorded since :meth:`activate_past_recording`."""
+        self._forget_records()
+        for layer in self.layers:
+            layer.record_past = False
+
+    def _forget_records(self) -> None:
+        for layer in self.layers:
+            layer.recall = None
 
     def reset(self) -> None:
         """Back to empty."""
@@ -202,7 +269,7 @@ class PlaitCache(Cache):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row ``beam_idx[i]`` was."""
         for layer in self.layers:
-            layer.state.select_rows(beam_idx)
+            layer.reorder_cache(beam_idx)
         if self.padding is not None:
             self.padding = self.padding.index_select(0, beam_idx.to(self.padding.device))
 

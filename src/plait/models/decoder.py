@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from plait.errors import CacheError, OptionError
@@ -67,12 +68,16 @@ class Block(nn.Module):
         return self._gradient_checkpointing_func(recomputable, x)
 
     def _compute(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
-        context.shared.update(shared)
         if self.post_norm:
-            x = x + self.attn_norm(self.attn(x, context))
+            x = x + self.attn_norm(self.mix(x, context, shared))
             return x + self.mlp_norm(self.mlp(x))
-        x = x + self.attn(self.attn_norm(x), context)
+        x = x + self.mix(x, context, shared)
         return x + self.mlp(self.mlp_norm(x))
+
+    def mix(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
+        """What the mixer makes of the block's input ``x`` ``(B, T, d)``."""
+        context.shared.update(shared)
+        return self.attn(x if self.post_norm else self.attn_norm(x), context)
 
 
 @dataclass
@@ -159,8 +164,12 @@ class PlaitModel(PlaitPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         hidden_states = [layout.outward(x)] if output_hidden_states else []
         for index, block in enumerate(self.layers):
-            state = None if cache is None else cache.layers[index].state
-            x = block(x, context.for_layer(state), self.shared_by(block))
+            layer, shared = None if cache is None else cache.layers[index], self.shared_by(block)
+            if layer is not None and layer.records:
+                run, read = partial(block, shared=shared), partial(block.mix, shared=shared)  # type: ignore
+                x = layer.recorded(run, read, x, context)
+            else:
+                x = block(x, context.for_layer(None if layer is None else layer.state), shared)
             if output_hidden_states and index + 1 < len(self.layers):
                 hidden_states.append(layout.outward(x))
         if cache is not None:
@@ -378,8 +387,25 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
 
     @property
     def _is_stateful(self) -> bool:  # type: ignore[override]
-        """transformers refuses assisted generation for models whose state cannot be taken back."""
-        return not self.model.croppable
+        """Whether drafts are refused: where states cannot be taken back and transformers cannot ask for a record."""
+        return not (self.model.croppable or hasattr(Cache, "activate_past_recording"))
+
+    def _assisted_decoding(self, *args: Any, **kwargs: Any) -> Any:
+        cache = kwargs.get(CACHE_NAME)
+        try:
+            return super()._assisted_decoding(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if isinstance(cache, PlaitCache):
+                cache.stop_recording()
+
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
+    ) -> Any:
+        """As in transformers; but in a text that a draft goes on with, the padding token is a token as any other."""
+        if generation_config.is_assistant:
+            return torch.ones(inputs_tensor.shape[:2], dtype=torch.long, device=inputs_tensor.device)
+        prepare: Any = super()._prepare_attention_mask_for_generation  # type: ignore[misc]
+        return prepare(inputs_tensor, generation_config, model_kwargs)
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # generate reads its signature
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -402,6 +428,8 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
             prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
             return prepare(generation_config, model_kwargs, *args, **kwargs)
         model_kwargs[CACHE_NAME] = self.model.new_cache()
+        if generation_config.is_assistant:
+            model_kwargs[CACHE_NAME].activate_past_recording()
         return None
 
 

@@ -75,7 +75,8 @@ def attention(
     if beta is not None and beta.shape != (batch, length, value_heads):
         raise OptionError(f"{op}: beta {_show(beta)} must be (B, T, HV) = {(batch, length, value_heads)}.")
     shapes = ((value_heads,), (batch, length, value_heads), (batch, length, value_heads, width))
-    if log_decay is not None and log_decay.shape not in shapes:
+    # of its rank alone: compared with a shape of another rank, a symbolic batch would be tied to a number of heads
+    if log_decay is not None and log_decay.shape not in [s for s in shapes if len(s) == log_decay.dim()]:
         raise OptionError(
             f"{op}: log_decay {_show(log_decay)} must be None, (HV,), (B, T, HV) or (B, T, HV, K), "
             f"here {', '.join(map(str, shapes))}."
