@@ -62,7 +62,7 @@ def test_the_matrix_is_the_definition(pattern: Visibility) -> None:
     assert pattern.causal == (not expected.triu(1).any())
 
 
-def test_countsare_sums_of_the_matrix(pattern: Visibility) -> None:
+def test_degrees_are_sums_of_the_matrix(pattern: Visibility) -> None:
     expected = pattern.dense(LENGTH).sum(1)
     assert torch.equal(pattern.degrees(torch.arange(LENGTH), LENGTH), expected)
     assert pattern.pairs([LENGTH], first=9) == expected[9:].sum()

@@ -10,7 +10,7 @@ form          what it is
 ``dense``     a boolean matrix, for small T
 ``ranges``    key ranges that some query of a block sees: what a gathered product reads
 ``blocks``    lists of key pages for each block of queries: what a sparse kernel reads
-``counts``    keys that each query sees; ``pairs`` sums them over documents
+``degrees``   how many keys each query sees; ``pairs`` sums them over documents
 ``keeps``     keys that a later query may still see: what a cache must not forget
 ``flex``      the block mask of FlexAttention, for CUDA
 ============  ======================================================================================
