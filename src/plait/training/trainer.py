@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback
 
 from plait.data.order import stable_hash
@@ -93,7 +94,6 @@ class PlaitTrainer(Trainer):
         self.window_loss, self.window_steps = 0.0, 0
         self.tokens, self.seconds = 0, 0.0
         self._metrics: MetricsFile | None = None
-        self._saving = False
         self._stop, self._all_stop = stop, False
         self._started = self._logged_at = time.perf_counter()
         self._logged_tokens = 0
@@ -311,23 +311,20 @@ class PlaitTrainer(Trainer):
     def _saves_shards(self) -> bool:
         return self.training.parallel == "fsdp"
 
-    def _get_output_dir(self, trial: Any) -> str:
-        """Checkpoints are first written one folder below, under a partial name."""
-        return str(self.folder / f"{PARTIAL}-checkpoint") if self._saving else str(self.folder)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save what the run needs to go on; the checkpoint gets its name when all of it is on disk."""
-        partial, name = self.folder / f"{PARTIAL}-checkpoint", f"checkpoint-{self.state.global_step}"
+        partial, final = self.folder / f"{PARTIAL}-checkpoint", self.folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._saving = False
+        self.store_flos()
+        self.save_model(str(partial), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(partial))
+        self._save_scaler(str(partial))
+        self._save_rng_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
             state = {
                 "step": self.state.global_step,
                 "samples": self.state.global_step * self.rows_per_step,
@@ -339,11 +336,10 @@ class PlaitTrainer(Trainer):
             }
             if isinstance(self.train_dataset, StreamedTokens):
                 state["stream"] = self.train_dataset.position(state["samples"])
-            write_json(partial / name / STATE_FILE, state)
-            write_run_file(partial / name, self.run_config)
-            shutil.copyfile(self.folder / METRICS, partial / name / METRICS)
-            publish_folder(partial / name, self.folder / name)
-            partial.rmdir()
+            write_json(partial / STATE_FILE, state)
+            write_run_file(partial, self.run_config)
+            shutil.copyfile(self.folder / METRICS, partial / METRICS)
+            publish_folder(partial, final)
             rotate(self.folder, self.training.keep)
         self.accelerator.wait_for_everyone()
 
