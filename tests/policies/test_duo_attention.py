@@ -117,9 +117,9 @@ def test_tables_from_files(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="needs option heads"), plait.policy(model, "duo_attention"):
         pass
     rows.write_text("one two\n")
-    with pytest.raises(DataError, match="not a head table"), plait.policy(model, "duo_attention", heads=str(rows)):
+    with pytest.raises(DataError, match="no head table"), plait.policy(model, "duo_attention", heads=str(rows)):
         pass
-    with pytest.raises(DataError, match="cannot be read"), plait.policy(model, "duo_attention", heads="missing.tsv"):
+    with pytest.raises(DataError, match="no file missing.tsv"), plait.policy(model, "duo_attention", heads="missing.tsv"):
         pass
 
 
