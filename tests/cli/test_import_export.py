@@ -115,4 +115,4 @@ def test_errors_are_one_sentence(saved: Path, tmp_path: Path, capsys: pytest.Cap
         assert text.count("\n") == 1
     assert not out.exists()
     run(capsys, "export", saved, out, status=2)
-    run(capsys, "export", saved, out, "--to", "gguf", status=2)
+    run(capsys, "export", saved, out, "--to", "onnx", status=2)

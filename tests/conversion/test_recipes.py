@@ -223,11 +223,11 @@ def test_lizard_leaves_projections_bit_identical() -> None:
 def test_grouped_teacher_and_repeated_teacher_give_the_same_lizard() -> None:
     model = teacher()
     lizard = build_student(model, Lizard(window=4), [], seed=0)
-    config = model.config.to_dict()
-    for key in ("architectures", "auto_map", "dtype", "model_type", "transformers_version"):
-        config.pop(key, None)
-    config["mixers"] = {"attention": {"num_heads": 4, "head_dim": 8}}
-    wide = PlaitForCausalLM(PlaitConfig(**config)).eval()
+    sizes = {
+        name: getattr(model.config, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "norm_eps")
+    }
+    mixers = {"attention": {"num_heads": 4, "head_dim": 8}}
+    wide = PlaitForCausalLM(PlaitConfig(layer_types=["attention"] * 3, mixers=mixers, **sizes)).eval()
     weights = model.state_dict()
     for name in [name for name in weights if name.endswith(("k_proj.weight", "v_proj.weight"))]:
         weights[name] = weights[name].view(2, 8, 32).repeat_interleave(2, dim=0).reshape(32, 32)
