@@ -64,6 +64,13 @@ def test_selective_copying_by_hand() -> None:
     assert targets.tolist() == [[-100] * 9 + [2, 0, 3]]
 
 
+def test_compression_as_published_asks_for_the_mark() -> None:
+    task = Compression(vocab_size=4, length=6, score_mark=True)
+    inputs, targets = task.generate(Rigged([[0, 2, 2, 1, 0, 0]]), 1)
+    assert targets.tolist() == inputs.tolist() == [[0, 2, 2, 1, 0, 3]]
+    assert task.chance == pytest.approx((5 / 3 + 1) / 6)
+
+
 def test_compression_by_hand() -> None:
     inputs, targets = Compression(vocab_size=4, length=6).generate(Rigged([[0, 2, 2, 1, 0, 0]]), 1)
     assert inputs.tolist() == [[0, 2, 2, 1, 0, 3]]

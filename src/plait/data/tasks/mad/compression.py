@@ -5,7 +5,7 @@ The target at each position is the token that stands there, so the model must be
 The mark is V - 1. With V = 4, T = 6::
 
     input    0 2 2 1 0 3
-    target   0 2 2 1 0 .
+    target   0 2 2 1 0 .    (the mark in place of the dot with ``score_mark``, as in the published code)
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class Compression(MadTask):
 
     Args:
         vocab_size: V; content has ids 0..V-2, drawn evenly.
-        length: tokens per row T, with the mark. (The published code asks for the mark, too, which is always right.)
+        length: tokens per row T, with the mark.
+        score_mark: ask for the mark, too, as the published code does; that place is always the same and
+            raises every accuracy.
 
     Raises:
         DataError: sizes that do not fit together.
@@ -41,6 +43,7 @@ class Compression(MadTask):
     )
     vocab_size: int = 16
     length: int = 32
+    score_mark: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,12 +52,13 @@ class Compression(MadTask):
 
     @property
     def chance(self) -> float:
-        """One of the ids of content."""
-        return 1 / (self.vocab_size - 1)
+        """One of the ids of content; the mark, where it is scored, needs no guess."""
+        content = 1 / (self.vocab_size - 1)
+        return (content * (self.length - 1) + 1) / self.length if self.score_mark else content
 
     def generate(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
         inputs = rng.integers(0, self.vocab_size - 1, (rows, self.length), dtype=np.int32)
         targets = inputs.copy()
         inputs[:, -1] = self.vocab_size - 1
-        targets[:, -1] = IGNORED
+        targets[:, -1] = self.vocab_size - 1 if self.score_mark else IGNORED
         return inputs, targets
