@@ -84,7 +84,7 @@ def arrange(
     if position_ids is not None:
         position_ids = _expanded(position_ids.to(device), batch, length)
     numbered, counted = _numbered(attention_mask, length), True
-    if numbered is not None:
+    if attention_mask is not None and numbered is not None:
         _refuse_contradiction(cu_seqlens, numbered, "cu_seqlens", length)
         counted = not bool((attention_mask == 0).any())  # positions may go on over padding as they like
         cu_seqlens, attention_mask = numbered, None
