@@ -14,6 +14,7 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     WANDB_MODE="disabled",
 )
+os.environ.pop("COLUMNS", None)  # tables are as wide as they want to be
 
 # A shell starts background jobs with Ctrl-C ignored, and commands under test would inherit that.
 if threading.current_thread() is threading.main_thread():

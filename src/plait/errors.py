@@ -1,4 +1,4 @@
-"""The exceptions that users meet. Each message says what is wrong, where, and how to mend it."""
+"""The exceptions that users meet. Each message says what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ EXTRAS = {
     "hub": "datasets",
     "eval": "wonderwords",
     "chinese": "jieba",
+    "gguf": "gguf",
 }
 
 

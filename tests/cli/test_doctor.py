@@ -46,7 +46,7 @@ def test_a_backend_that_is_off_comes_with_reason_and_mend(
     status = BackendStatus("fla", False, "flash-linear-attention is not installed", 'pip install "plait[gpu]"')
     monkeypatch.setattr(ops, "backends", lambda: [status])
     line = next(line for line in run(capsys).splitlines() if line.startswith("fla"))
-    assert line.split(maxsplit=2) == ["fla", "off", f"{status.reason}  {status.mend}"]
+    assert line.split(maxsplit=2) == ["fla", "off", f"{status.reason}  {status.fix}"]
 
 
 def test_extras_are_those_of_the_package() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from plait.cli.docstrings import argument_texts, sections
-from plait.cli.output import print_json, print_table, quantity, size
+from plait.cli.output import print_json, print_table, quantity, say, size
 
 
 def test_table_aligns_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,6 +16,38 @@ def test_table_aligns_columns(capsys: pytest.CaptureFixture[str]) -> None:
 def test_table_without_rows_prints_its_header(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["name", "kind"], [])
     assert capsys.readouterr().out == "name  kind\n"
+
+
+def test_narrow_terminal_breaks_texts_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    print_table(["name", "score", "sentence"], [["a", "1.5", "one two three four five six"]], right=(1,))
+    assert capsys.readouterr().out == (
+        "name  score  sentence\na       1.5  one two three\n             four five six\n"
+    )
+
+
+def test_a_table_of_wide_numbers_is_printed_in_parts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    rows = [["first", "1000000", "2000000", "3000000"], ["total", "1000000", "2000000", ""]]
+    print_table(["name", "a", "b", "c"], rows, right=(1, 2, 3))
+    assert capsys.readouterr().out == (
+        "name         a        b\nfirst  1000000  2000000\ntotal  1000000  2000000\n\nname         c\nfirst  3000000\n"
+    )
+
+
+def test_sentences_end_where_the_terminal_ends_and_are_whole_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    say("a sentence that is longer", label="rule  ")
+    assert capsys.readouterr().out == "rule  a sentence\n      that is longer\n"
+    monkeypatch.delenv("COLUMNS")
+    say("a sentence that is longer", label="rule  ")
+    assert capsys.readouterr().out == "rule  a sentence that is longer\n"
 
 
 def test_json_refuses_what_json_cannot_hold() -> None:

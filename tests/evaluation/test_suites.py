@@ -23,6 +23,7 @@ from plait.evaluation.session import measure, results_folder
 from plait.evaluation.subject import Subject, fingerprint
 from plait.evaluation.suites import SUITES, Unavailable, Wish, named, suite
 from plait.models import PlaitConfig, PlaitForCausalLM
+from plait.training.checkpoint import read_json, write_json
 from plait.training.config import DataSection
 
 
@@ -152,7 +153,7 @@ def test_results_are_written_at_once_and_reused(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.json"))) == 1
     assert len([first, *stream]) == 2
     place = next(tmp_path.glob("lag-8*.json"))
-    place.write_text(json.dumps({**json.loads(place.read_text()), "score": 0.5}))
+    write_json(place, {**read_json(place), "score": 0.5}, sealed=True)
     again = list(measure(one, tasks, tmp_path, BATCHES, progress=False))
     assert again[0]["score"] == 0.5  # read, not measured
     other = list(measure(subject(llama(1)), tasks, tmp_path, BATCHES, progress=False))
@@ -184,7 +185,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         app.main(["compare", str(tmp_path / "0"), str(tmp_path / "1"), "--json"])
     assert end.value.code == 0
-    compared = json.loads(capsys.readouterr().out)
+    compared = json.loads(capsys.readouterr().out)["comparisons"]
     assert {one["name"].split()[0] for one in compared} >= {"niah"}
     assert all(one["samples"] == 8 and 0 <= one["p"] <= 1 for one in compared)
 
@@ -205,9 +206,10 @@ def test_comparison_by_hand(tmp_path: Path) -> None:
     spec = {"task": "x"}
     for name, values in (("a", [1, 1, 0, 0, 0, 1]), ("b", [1, 1, 1, 1, 1, 0])):
         (tmp_path / name).mkdir()
-        result = {"name": "x", "metric": "accuracy", "spec": spec, "per_sample": values, "score": sum(values) / 6}
+        score = {"metric": "accuracy", "score": sum(values) / 6, "low": 0, "high": 1, "per_sample": values}
+        result = {"name": "x", "model": name, "spec": spec, **score}
         (tmp_path / name / "x.json").write_text(json.dumps(result))
-    (found,) = comparing.compare(tmp_path / "a", tmp_path / "b")
+    (found,) = comparing.compare(tmp_path / "a", tmp_path / "b").comparisons
     assert (found.first, found.second, found.test) == (0.5, 5 / 6, "McNemar")
     assert found.difference == pytest.approx(1 / 3)
     assert found.p == pytest.approx(2 * (1 + 4) / 2**4)  # 1 against 3 of 4 that differ

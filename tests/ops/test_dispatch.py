@@ -74,7 +74,7 @@ def test_unknown_backend_names_the_nearest() -> None:
 def test_every_backend_says_why() -> None:
     listed = ops.backends()
     assert [status.name for status in listed] == ["reference", "torch", "native", "fla"]
-    assert all(status.reason and (status.available or status.mend) for status in listed)
+    assert all(status.reason and (status.available or status.fix) for status in listed)
 
 
 def test_fla_without_cuda_or_package(monkeypatch: pytest.MonkeyPatch) -> None:

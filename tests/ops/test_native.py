@@ -336,7 +336,7 @@ def test_absent_kernels_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "absent", native.status.absent)
     status = dispatch.status("native")
     assert not status.available
-    assert "python -m plait.ops.native.build" in status.mend
+    assert "python -m plait.ops.native.build" in status.fix
     assert ops.choose("cpu")[0] == "torch"
     with pytest.raises(BackendUnavailable, match="not compiled"):
         single(inputs(4)).run(backend="native")

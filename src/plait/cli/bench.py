@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from plait.cli.output import print_json, print_table, size
+from plait.cli.output import print_json, print_table, say, size
 
 if TYPE_CHECKING:
     from plait.benchmarks.timing import Ratio
@@ -69,9 +69,9 @@ def operations(
         print_json({**head, "timings": [asdict(timing) for timing in timings]})
         return
     _print_heading(head)
-    typer.echo("ratio: the peer's time over plait's (median, and quartiles of the turns); above 1, plait is faster")
-    typer.echo("share: of the rate of the machine's matrix product, or of its copy for a scan, in the same turns")
-    typer.echo("softmax (SDPA) computes another function: it is what the recurrence would replace\n")
+    say("ratio: the peer's time over plait's (median, and quartiles of the repeats); above 1, plait is faster")
+    say("share: of the rate of the machine's matrix product, or of its copy for a scan, in the same repeats")
+    say("softmax (SDPA) computes another function: it is what the recurrence would replace\n")
     header = ["operation", "shape", "direction", "backend", "plait ms", "rate", "share", "peer", "peer ms"]
     rows = [
         [t.operation, t.shape, t.direction, t.backend, f"{t.milliseconds:.2f}"]
@@ -104,7 +104,7 @@ def decode(
         print_json({**head, "decoding": [asdict(one) for one in found]})
         return
     _print_heading(head)
-    typer.echo("ratio: the peer's time over plait's (median, and quartiles of the turns); above 1, plait is faster\n")
+    say("ratio: the peer's time over plait's (median, and quartiles of the repeats); above 1, plait is faster\n")
     header = ["operation", "shape", "backend", "plait us/token", "peer", "peer us/token", "ratio", "spread"]
     rows = [
         [one.operation, one.shape, one.backend, f"{one.microseconds:.1f}", name, f"{peer.microseconds:.1f}"]
@@ -113,8 +113,8 @@ def decode(
         for name, peer in one.peers.items()
     ]
     print_table(header, rows, right=(3, 5, 6))
-    typer.echo("\nus/token of plait by tokens read before; flatness: the largest over the smallest")
-    typer.echo("grown: memory held after so many more tokens, beyond that before them\n")
+    say("\nus/token of plait by tokens read before; flatness: the largest over the smallest")
+    say("grown: memory held after so many more tokens, beyond that before them\n")
     header = ["operation", *(f"{length}" for length in lengths), "flatness", "state", "grown", "tokens"]
     rows = [
         [one.operation, *(f"{time:.1f}" for time in one.contexts.values()), f"{one.flatness:.2f}"]
@@ -156,12 +156,12 @@ def train(
         print_json({**head, "model": asdict(model), "timings": [asdict(timing) for timing in timings]})
         return
     _print_heading(head)
-    typer.echo(f"hybrid: {layers} layers of width {hidden_size}, {mixer} {ratio}; attention: the same, all softmax")
-    typer.echo(
-        "ratio: the attention model's time over the hybrid's (median, and quartiles of the turns); above 1, the "
+    say(f"hybrid: {layers} layers of width {hidden_size}, {mixer} {ratio}; attention: the same, all softmax")
+    say(
+        "ratio: the attention model's time over the hybrid's (median, and quartiles of the repeats); above 1, the "
         "hybrid is faster"
     )
-    typer.echo(f"generation: the whole prompt and {new_tokens} tokens after it, from the two measurements above it\n")
+    say(f"generation: the whole prompt and {new_tokens} tokens after it, from the two measurements above it\n")
     header = ["what", "tokens", "backend", "hybrid tokens/s", "attention tokens/s", "ratio", "spread", "repeats"]
     rows = [
         [t.what, str(t.tokens), t.backend, f"{t.tokens_per_second:.1f}", f"{t.attention_tokens_per_second:.1f}"]
@@ -204,9 +204,9 @@ def layers(
         print_json({**head, "timings": [asdict(timing) for timing in timings]})
         return
     _print_heading(head)
-    typer.echo("ratio: the peer's time over plait's (median, and quartiles of the turns); above 1, plait is faster")
-    typer.echo("difference: of output or gradient from fla's layer with the same weights, relative")
-    typer.echo("attention (SDPA) computes another function: it is what the layer would replace\n")
+    say("ratio: the peer's time over plait's (median, and quartiles of the repeats); above 1, plait is faster")
+    say("difference: of output or gradient from fla's layer with the same weights, relative")
+    say("attention (SDPA) computes another function: it is what the layer would replace\n")
     header = ["layer", "shape", "direction", "backend", "plait ms", "peer", "peer ms", "difference", "ratio", "spread"]
     rows = [
         [t.layer, t.shape, t.direction, t.backend, f"{t.milliseconds:.2f}", t.peer, f"{t.peer_milliseconds:.2f}"]
@@ -239,8 +239,8 @@ def memory(
         print_json({**head, "memory": [asdict(peak) for peak in peaks]})
         return
     _print_heading(head)
-    typer.echo("peak of forward and backward beyond inputs and outputs, each in fresh processes")
-    typer.echo("ratio: the peer's over plait's (median, and quartiles of the processes); above 1, plait takes less\n")
+    say("peak of forward and backward beyond inputs and outputs, each in fresh processes")
+    say("ratio: the peer's over plait's (median, and quartiles of the processes); above 1, plait takes less\n")
     header = ["operation", "shape", "backend", "plait MB", "peer", "peer MB", "ratio", "spread"]
     rows = [
         [p.operation, p.shape, p.backend, f"{p.megabytes:.1f}", p.peer, f"{p.peer_megabytes:.1f}"]
@@ -269,11 +269,9 @@ def policies(
         print_json({**head, "timings": [asdict(timing) for timing in timings]})
         return
     _print_heading(head)
-    typer.echo("model: 4 layers, 8 query heads on 2 key-value heads of width 64, random weights; default options")
-    typer.echo(
-        "ratio: dense attention's time over the policy's (median, and quartiles of the turns), of the whole model"
-    )
-    typer.echo("pairs, cache: as shares of dense attention's; error: of the last logits, relative\n")
+    say("model: 4 layers, 8 query heads on 2 key-value heads of width 64, random weights; default options")
+    say("ratio: dense attention's time over the policy's (median, and quartiles of the repeats), of the whole model")
+    say("pairs, cache: as shares of dense attention's; error: of the last logits, relative\n")
     header = ["policy", "phase", "tokens", "ms", "dense ms", "ratio", "spread", "pairs", "cache", "error"]
     rows = [
         [t.policy, t.phase, f"{t.tokens:,}", f"{t.milliseconds:.1f}", f"{t.dense_milliseconds:.1f}"]
@@ -304,11 +302,9 @@ def sequence(
     if as_json:
         print_json({"machine": head, "timings": [asdict(timing) for timing in timings]})
         return
-    typer.echo(f"{shape}, {direction}, {head['dtype']}, gloo, 1 thread a process, torch {head['torch']}")
-    typer.echo(
-        "over ...: how often longer one process takes (median, and quartiles of the turns); above 1, it is slower"
-    )
-    typer.echo("MB sent: by one process in a call\n")
+    say(f"{shape}, {direction}, {head['dtype']}, gloo, 1 thread a process, torch {head['torch']}")
+    say("over ...: how often longer one process takes (median, and quartiles of the repeats); above 1, it is slower")
+    say("MB sent: by one process in a call\n")
     header = ["way", "processes", "ms", "MB sent", "over fused", "spread", "over vanilla", "spread"]
     rows = [
         [t.way, str(t.processes), f"{t.milliseconds:.0f}", f"{t.megabytes:.1f}"]
@@ -330,11 +326,11 @@ def _heading(device: str) -> dict[str, Any]:
 
 def _print_heading(head: dict[str, Any]) -> None:
     found = head["machine"]
-    typer.echo(
+    say(
         f"{found['device']}, {found['dtype']}, {found['threads']} threads, torch {found['torch']}, transformers "
         f"{found['transformers']}; " + ", ".join(f"{name} {rate:.1f}" for name, rate in head["ceilings"].items())
     )
-    typer.echo(f"plait's backend: {found['backend']} ({found['backend_reason']})")
+    say(f"plait's backend: {found['backend']} ({found['backend_reason']})")
 
 
 def _ratio_cells(median: float, low: float, high: float) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from plait.cli.interruption import says_how_to_go_on
-from plait.cli.output import print_json, print_table
+from plait.cli.output import print_json, print_table, say
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -56,9 +56,9 @@ def run(name: Name, out: Folder = None, as_json: Json = False) -> None:
     if as_json:
         print_json(evidence.model_dump(mode="json"))
         return
-    typer.echo(f"{evidence.verdict}: {load_claim(name).sentence}")
-    typer.echo(evidence.seen)
-    typer.echo(f"Page: {folder / 'page.md'}")
+    say(f"{evidence.verdict}: {load_claim(name).sentence}")
+    say(evidence.seen)
+    say(f"Page: {folder / 'page.md'}")
 
 
 @app.command("show")
@@ -82,19 +82,19 @@ def show(
         return
     paper = catalog.get(name, "claim").paper
     source = f"arXiv {paper}" if paper else "plait's own"
-    typer.echo(f"{claim.sentence} ({source})\n")
-    typer.echo(f"published   {claim.published}")
+    say(f"{claim.sentence} ({source})\n")
+    say(f"{claim.published}", label="published   ")
     for number, line in enumerate(claim.experiment, start=1):
-        typer.echo(f"{'experiment' if number == 1 else '':<12}{line}")
-    typer.echo(f"rule        {claim.rule}")
+        say(line, label="experiment  " if number == 1 else " " * 12)
+    say(f"{claim.rule}", label="rule        ")
     if evidence is None:
-        typer.echo(f"verdict     not run; plait claim run {name}")
+        say(f"not run; plait claim run {name}", label="verdict     ")
     else:
-        typer.echo(f"verdict     {evidence.verdict} ({evidence.created}, {evidence.minutes:g} minutes of computing)")
-        typer.echo(f"seen        {evidence.seen}")
+        say(f"{evidence.verdict} ({evidence.created}, {evidence.minutes:g} minutes of computing)", label="verdict     ")
+        say(f"{evidence.seen}", label="seen        ")
         if evidence.rule != claim.rule:
-            typer.echo("            The rule has changed since: run the claim again.")
-    typer.echo(f"to change   {claim.change}")
+            say("The rule has changed since: run the claim again.", label=" " * 12)
+    say(f"{claim.change}", label="to change   ")
 
 
 @app.command("table")

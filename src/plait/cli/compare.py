@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from plait.cli.output import print_json, print_table
+from plait.cli.output import print_json, print_table, say
 
 
 def command(
@@ -20,11 +20,11 @@ def command(
     from plait.evaluation.compare import compare
     from plait.evaluation.session import results_folder
 
-    found = compare(results_folder(first), results_folder(second))
+    compared = compare(results_folder(first), results_folder(second))
     if as_json:
-        print_json([dataclasses.asdict(one) for one in found])
+        print_json(dataclasses.asdict(compared))
         return
-    typer.echo(f"A  {Path(first)}\nB  {Path(second)}\n")
+    say(f"A  {Path(first)}\nB  {Path(second)}\n")
     rows = [
         [
             one.name,
@@ -36,7 +36,11 @@ def command(
             f"{one.p:.3g}",
             one.test,
         ]
-        for one in found
+        for one in compared.comparisons
     ]
     header = ["measured", "samples", "A", "B", "B - A", "95 % interval", "p", "test"]
     print_table(header, rows, right=(1, 2, 3, 4, 6))
+    if compared.refused:
+        say("\nNot compared")
+        for name, reason in compared.refused.items():
+            say(f"  {name}: {reason}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from plait.cli.options import integers, key_values
-from plait.cli.output import print_json, print_table
+from plait.cli.output import print_json, print_table, say
 
 
 def command(
@@ -76,4 +76,4 @@ def print_report(report: dict[str, Any], out: Path) -> None:
         table.append([name, *cost, *(f"{values[column]:.3f}" for column in columns)])
     print_table(["after", "tokens", "seconds", *columns], table, right=range(1, 3 + len(columns)))
     kept = ", ".join(map(str, report["kept"])) or "none"
-    typer.echo(f"\nLayers that stay attention: {kept}. The model is in {out}.")
+    say(f"\nLayers that stay attention: {kept}. The model is in {out}.")

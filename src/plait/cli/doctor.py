@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from plait.cli.output import print_json, print_table
+from plait.cli.output import print_json, print_table, say
 from plait.extras import EXTRAS, install_command, installed
 
 TRACKERS = ("tensorboard", "wandb")
@@ -50,7 +50,7 @@ def examine() -> dict[str, Any]:
         },
         "threads": torch.get_num_threads(),
         "backends": [
-            {"name": status.name, "available": status.available, "reason": status.reason, "fix": status.mend}
+            {"name": status.name, "available": status.available, "reason": status.reason, "fix": status.fix}
             for status in ops.backends()
         ],
         "chosen": {device: list(ops.choose(device)) for device in (["cpu", "cuda"] if cuda else ["cpu"])},
@@ -82,20 +82,20 @@ def warnings(*, fla: bool, cuda: bool, unusable: str | None) -> list[str]:
         found.append(
             "flash-linear-attention is installed but there is no CUDA device. plait's models are not affected; "
             "transformers' own models with Gated DeltaNet layers (Qwen3-Next, OLMo-Hybrid, Kimi Linear) bind its GPU "
-            "kernels on import and fail on CPU. Mend: pip uninstall flash-linear-attention fla-core"
+            "kernels on import and fail on CPU. To fix it: pip uninstall flash-linear-attention fla-core"
         )
     return found
 
 
 def _print(findings: dict[str, Any]) -> None:
     for name, number in findings["versions"].items():
-        typer.echo(f"{name:<13} {number or 'not installed'}")
+        say(f"{name:<13} {number or 'not installed'}")
     devices = findings["devices"]
-    typer.echo(f"{'cpu':<13} {devices['cpu']}, {findings['threads']} threads for torch")
-    typer.echo(f"{'cuda':<13} {', '.join(devices['cuda']) or 'none'}")
-    typer.echo(f"{'mps':<13} {'yes' if devices['mps'] else 'none'}")
+    say(f"{'cpu':<13} {devices['cpu']}, {findings['threads']} threads for torch")
+    say(f"{'cuda':<13} {', '.join(devices['cuda']) or 'none'}")
+    say(f"{'mps':<13} {'yes' if devices['mps'] else 'none'}")
 
-    typer.echo("\nBackends of the recurrences")
+    say("\nBackends of the recurrences")
     print_table(
         ["name", "state", "reason", "to turn it on"],
         [
@@ -105,9 +105,9 @@ def _print(findings: dict[str, Any]) -> None:
         ],
     )
     for device, (name, reason) in findings["chosen"].items():
-        typer.echo(f"on {device} plait takes {name}: {reason}")
+        say(f"on {device} plait takes {name}: {reason}")
 
-    typer.echo("\nExtras and trackers")
+    say("\nExtras and trackers")
     print_table(
         ["name", "version", "to install it"],
         [
@@ -116,8 +116,8 @@ def _print(findings: dict[str, Any]) -> None:
         ],
     )
     if "ceilings" in findings:
-        typer.echo("\nCeilings of this machine")
+        say("\nCeilings of this machine")
         for name, value in findings["ceilings"].items():
-            typer.echo(f"{name:<20} {value:.1f}")
+            say(f"{name:<20} {value:.1f}")
     for warning in findings["warnings"]:
-        typer.echo(f"\nWarning: {warning}")
+        say(f"\nWarning: {warning}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.cli.evaluate_suites import Chosen, Under, measure_suites
+from plait.cli.evaluate_suites import Chosen, Under, beside, measure_suites, print_scores, print_unavailable
 from plait.cli.options import integers, key_values
-from plait.cli.output import print_json, print_table, size
+from plait.cli.output import print_json, print_table, say, size
 from plait.errors import OptionError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def command(
 
 def print_evaluation(result: dict[str, Any]) -> None:
     """Print what :func:`plait.evaluation.run.evaluate` returns as short tables."""
-    typer.echo(f"{result['parameters']:,} parameters")
+    say(f"{result['parameters']:,} parameters")
     if result["lm"]:
         lm = result["lm"]
         rows = [["all", lm["loss"], 1.0, lm["tokens"]]]
@@ -119,31 +119,26 @@ def print_evaluation(result: dict[str, Any]) -> None:
             if lm[key]
         ]
         cells = [[n, "-" if loss is None else f"{loss:.4f}", f"{s:.1%}", f"{t:,}"] for n, loss, s, t in rows]
-        typer.echo(f"\nHeld-out text: {lm['bits_per_byte']:.4f} bits per byte")
-        typer.echo(_beside(lm["bits_per_byte"], lm["baselines"]) + "\n")
+        say(f"\nHeld-out text: {lm['bits_per_byte']:.4f} bits per byte")
+        if "baselines" in lm:  # older results have none
+            say(beside(lm["bits_per_byte"], lm["baselines"]))
+        say()
         print_table(["tokens", "loss (nats)", "share", "count"], cells, right=(1, 2, 3))
     if result["mqar"]:
-        typer.echo("\nAssociative recall (MQAR)")
+        say("\nAssociative recall (MQAR)")
         rows = [[s["length"], s["pairs"], f"{s['accuracy']:.1%}", s["examples"]] for s in result["mqar"]]
         print_table(["length", "pairs", "accuracy", "examples"], [list(map(str, r)) for r in rows], right=(0, 1, 2, 3))
+    scores = [one for one in [*result["tasks"], *result["suites"]] if "reason" not in one]
+    if scores:
+        say("\nTasks and suites")
+        print_scores(scores)
+    print_unavailable([one for one in result["suites"] if "reason" in one])
     if result["decode"]:
-        typer.echo("\nDecoding one sequence")
+        say("\nDecoding one sequence")
         rows = [
             [f"{d['context']:,}", f"{d['tokens_per_second']:,.0f}", size(d["cache_bytes"])] for d in result["decode"]
         ]
         print_table(["context", "tokens/s", "cache"], rows, right=(0, 1, 2))
-
-
-def _beside(bits: float, others: dict[str, Any]) -> str:
-    """What compressors and counts of bytes make of the same text."""
-    figures = {"gzip": others["gzip"], "xz": others["xz"]}
-    if others["ngram"] is not None:
-        figures[f"byte {others['ngram']['length']}-gram of the training text"] = others["ngram"]["bits_per_byte"]
-    said = f"of the same {others['bytes']:,} bytes: " + ", ".join(f"{name} {v:.4f}" for name, v in figures.items())
-    best = min(figures, key=lambda name: figures[name])
-    if bits >= figures[best]:
-        return f"{said}.\nThe model is not better than {best}."
-    return f"{said}."
 
 
 def _bundle(

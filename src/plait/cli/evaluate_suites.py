@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from plait.cli.interruption import says_how_to_go_on
-from plait.cli.output import interval_notes, print_json, print_table
+from plait.cli.output import interval_notes, print_json, print_table, say
 from plait.errors import OptionError
 
 if TYPE_CHECKING:
@@ -99,12 +97,9 @@ def measure_suites(
         return
     print_scores(results)
     for path in pictures:
-        typer.echo(f"\nLength by depth: {path}")
-    if unavailable:
-        typer.echo("\nNot measured")
-        for one in unavailable:
-            typer.echo(f"  {one['name']}: {one['reason']}")
-    typer.echo(f"\nResults are in {folder}")
+        say(f"\nLength by depth: {path}")
+    print_unavailable(unavailable)
+    say(f"\nResults are in {folder}")
 
 
 def draw_grids(results: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
@@ -124,7 +119,7 @@ def print_scores(results: Sequence[Mapping[str, Any]]) -> None:
     """One line for each measurement: score, interval and how it was found, chance, samples."""
     rows = []
     for result in results:
-        method = result["interval"]
+        method = result.get("interval", "none")
         said = "-" if method == "none" else f"{result['low']:.3f} to {result['high']:.3f}"
         chance = "-" if result["chance"] is None else f"{result['chance']:.3f}"
         samples = str(len(result["per_sample"]) or result["more"].get("n", "-"))
@@ -132,5 +127,32 @@ def print_scores(results: Sequence[Mapping[str, Any]]) -> None:
         rows.append([name, result["metric"], f"{result['score']:.3f}", said, method, chance, samples])
     header = ["measured", "metric", "score", "95 % interval", "method", "chance", "samples"]
     print_table(header, rows, right=(2, 5, 6))
-    if notes := interval_notes(result["interval"] for result in results):
-        typer.echo(f"\n{notes}")
+    if notes := interval_notes(result.get("interval", "none") for result in results):
+        say(f"\n{notes}")
+    for result in results:
+        if "baselines" in result["more"]:
+            bits = result["more"]["perplexity"]["bits_per_byte"]
+            say(f"\n{result['name']}: {bits:.4f} bits per byte in all")
+            say(beside(bits, result["more"]["baselines"]))
+            if result["spec"].get("text") == "python-stdlib":
+                say("plait eval MODEL --corpus python-stdlib also sets a byte n-gram beside it.")
+
+
+def print_unavailable(unavailable: Sequence[Mapping[str, Any]]) -> None:
+    """What this model cannot be measured on, and why."""
+    if unavailable:
+        say("\nNot measured")
+    for one in unavailable:
+        say(f"  {one['name']}: {one['reason']}")
+
+
+def beside(bits: float, others: Mapping[str, Any]) -> str:
+    """What compressors and counts of bytes make of the same text."""
+    figures = {"gzip": others["gzip"], "xz": others["xz"]}
+    if others.get("ngram") is not None:
+        figures[f"byte {others['ngram']['length']}-gram of the training text"] = others["ngram"]["bits_per_byte"]
+    said = f"of the same {others['bytes']:,} bytes: " + ", ".join(f"{name} {v:.4f}" for name, v in figures.items())
+    best = min(figures, key=lambda name: figures[name])
+    if bits >= figures[best]:
+        return f"{said}.\nThe model is not better than {best}."
+    return f"{said}."

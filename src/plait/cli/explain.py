@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from plait.cli.output import print_json, print_table, quantity, size
+from plait.cli.output import print_json, print_table, quantity, say, size
 from plait.errors import OptionError
 
 if TYPE_CHECKING:
@@ -173,10 +173,10 @@ def _changed(options: Any) -> dict[str, Any]:
 
 def _print(explanation: dict[str, Any]) -> None:
     ratio, totals, layers = explanation["ratio"], explanation["totals"], explanation["layers"]
-    typer.echo(f"{explanation['model']}: {len(layers)} layers of width {explanation['hidden_size']}")
+    say(f"{explanation['model']}: {len(layers)} layers of width {explanation['hidden_size']}")
     label = " or ".join(ratio["labels"]) or "an irregular plan"
     where = f" (layers {', '.join(map(str, ratio['full_layers']))})" if ratio["full"] else ""
-    typer.echo(f"ratio {label}: {ratio['linear']} linear, {ratio['full']} full{where}\n")
+    say(f"ratio {label}: {ratio['linear']} linear, {ratio['full']} full{where}\n")
     header = ["layer", "mixer", "path", "parameters", "state", "prefill", "a token", "options"]
     rows = [
         [str(layer["index"]), _title(layer), layer["code_path"]["name"], f"{layer['parameters']:,}"]
@@ -190,13 +190,13 @@ def _print(explanation: dict[str, Any]) -> None:
     rows.append(["", "total", "", f"{totals['parameters']:,}", size(totals["state_bytes"])])
     rows[-1] += [quantity(totals["flops_prefill"], "FLOP"), quantity(totals["flops_decode"], "FLOP"), ""]
     print_table(header, rows, right=(0, 3, 4, 5, 6))
-    typer.echo(
+    say(
         f"\nState and FLOPs are those of one sequence of {explanation['length']} tokens: keys and values in "
         f"{explanation['cache_dtype']}, recurrent states in fp32; FLOPs count token mixing, not projections."
     )
     reasons = {layer["code_path"]["name"]: layer["code_path"]["reason"] for layer in layers}
     for name, reason in reasons.items():
-        typer.echo(f"{name}: {reason}")
+        say(f"{name}: {reason}")
 
 
 def _title(layer: dict[str, Any]) -> str:

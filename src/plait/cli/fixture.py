@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plait.cli.output import print_json, print_table
+from plait.cli.output import print_json, print_table, say
 
 
 def command(
@@ -26,7 +26,7 @@ def command(
         print_json({"folder": str(folder), "scores": scores})
         return
     for member, results in scores.items():
-        typer.echo(f"\n{folder / member}")
+        say(f"\n{folder / member}")
         rows = [
             [one["name"], one["metric"], f"{one['score']:.3f}", f"{one['low']:.3f} to {one['high']:.3f}"]
             for one in results

@@ -11,7 +11,7 @@ import typer
 
 from plait.cli.interruption import says_how_to_go_on
 from plait.cli.options import integers
-from plait.cli.output import interval_notes, print_json, print_table
+from plait.cli.output import interval_notes, print_json, print_table, say
 from plait.errors import OptionError
 
 
@@ -64,11 +64,11 @@ def command(
         print_json({"model": subject.name, "points": records(points), "page": str(page)})
         return
     for task in dict.fromkeys(point.task for point in points):
-        typer.echo(task)
+        say(task)
         print_table(header[1:], [row[1:] for row in rows if row[0] == task], right=(1, 2, 5, 6, 7))
-        typer.echo()
-    typer.echo("prefill, decode: query-key pairs scored; cache: bytes held; all as shares of dense attention's.")
-    typer.echo(f"{interval_notes(p.interval for p in points)}\n\nPage: {page}")
+        say()
+    say("prefill, decode: query-key pairs scored; cache: bytes held; all as shares of dense attention's.")
+    say(f"{interval_notes(p.interval for p in points)}\n\nPage: {page}")
 
 
 def _names(text: str) -> list[str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import typer
-
-from plait.cli.output import print_json
+from plait.cli.output import print_json, say
 
 if TYPE_CHECKING:
     from plait.models import PlaitForCausalLM
@@ -27,8 +25,8 @@ def print_summary(model: PlaitForCausalLM, source: str, target: str, tokenizer_f
     if as_json:
         print_json(summary)
         return
-    typer.echo(f"{source} -> {target}")
+    say(f"{source} -> {target}")
     kinds = ", ".join(f"{count} {name}" for name, count in layers.items())
-    typer.echo(f"layers      {layers.total()}: {kinds}")
-    typer.echo(f"parameters  {summary['parameters']:,} in {summary['dtype']}")
-    typer.echo(f"tokenizer   {', '.join(tokenizer_files) or 'none'}")
+    say(f"layers      {layers.total()}: {kinds}")
+    say(f"parameters  {summary['parameters']:,} in {summary['dtype']}")
+    say(f"tokenizer   {', '.join(tokenizer_files) or 'none'}")

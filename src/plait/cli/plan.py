@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.cli.output import print_json, print_table, quantity, size
+from plait.cli.output import print_json, print_table, quantity, say, size
 from plait.errors import OptionError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def command(
 
 def _show(plan: Plan, everything: bool) -> None:
     shape, load, device, choice = plan.shape, plan.load, plan.device, plan.choice
-    typer.echo(
+    say(
         f"{shape.layers} layers of width {shape.hidden_size}, vocabulary {shape.vocab_size:,}: {shape.rule}.\n"
         f"{load.batch} x {load.context:,} tokens in bf16 on {device.name}: {size(device.memory)}, "
         f"{quantity(device.bandwidth, 'B/s')}, {quantity(device.peak, 'FLOP/s')} ({device.source}).\n"
@@ -83,7 +83,7 @@ def _show(plan: Plan, everything: bool) -> None:
     rows = [_row(one) + (["yes" if one.key in best else ""] if everything else []) for one in shown]
     if rows:
         print_table(header, rows, right=range(1, 10))
-    typer.echo("\n" + "\n".join(plan.sentences(everything)))
+    say("\n" + "\n".join(plan.sentences(everything)))
 
 
 def _row(one: Candidate) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plait.cli.options import integers, key_values
-from plait.cli.output import print_json, print_table
+from plait.cli.output import print_json, print_table, say
 from plait.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -123,20 +123,20 @@ def _report(
     if as_json:
         print_json({**record, "file": str(file), "figure": str(figure)})
         return
-    typer.echo(f"{sentence}\n")
+    say(f"{sentence}\n")
     top = table if shown is None else measured.top().head(shown)
     cells = [[_cell(value) for value in row] for row in top.itertuples(index=False)]
     print_table(list(table.columns), cells, right=range(len(table.columns)))
     if len(top) < len(table):
-        typer.echo(f"The {len(top)} highest of {len(table)} rows, by {measured.ranked}; --rows all prints every one.")
+        say(f"The {len(top)} highest of {len(table)} rows, by {measured.ranked}; --rows all prints every one.")
     if masked:
-        typer.echo("\nRecall while heads are masked, mean and 95 % interval:")
+        say("\nRecall while heads are masked, mean and 95 % interval:")
         rows = [
             [str(row["heads"]), row["chosen"], f"{row['recall']:.3f} ({row['low']:.3f} to {row['high']:.3f})"]
             for row in masked
         ]
         print_table(["heads", "chosen", "recall"], rows, right=(0,))
-    typer.echo(f"\nTable: {file}\nFigure: {figure}")
+    say(f"\nTable: {file}\nFigure: {figure}")
 
 
 def _cell(value: Any) -> str:

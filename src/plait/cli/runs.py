@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.cli.output import print_json, print_table
+from plait.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from plait.training.listing import RunSummary
@@ -41,7 +41,7 @@ def command(
     elif runs:
         _print_list(runs)
     else:
-        typer.echo(f"{given[0]} holds no runs.")
+        say(f"{given[0]} holds no runs.")
 
 
 def _print_list(runs: list[RunSummary]) -> None:
@@ -53,7 +53,7 @@ def _print_list(runs: list[RunSummary]) -> None:
     print_table(header, rows, right=(2, 4, 5, 6, 7))
     for run in runs:
         if run.why:
-            typer.echo(f"  {run.name}: {run.why}")
+            say(f"  {run.name}: {run.why}")
 
 
 def _print_comparison(runs: list[RunSummary], table: dict[str, list[Any]]) -> None:
@@ -62,8 +62,8 @@ def _print_comparison(runs: list[RunSummary], table: dict[str, list[Any]]) -> No
     if rows:
         print_table(["setting", *names], rows)
     else:
-        typer.echo("All settings are the same.")
-    typer.echo()
+        say("All settings are the same.")
+    say()
     facts: list[tuple[str, list[str]]] = [
         ("state", [run.state for run in runs]),
         ("steps", [f"{run.steps:,}/{run.total:,}" for run in runs]),
@@ -74,7 +74,7 @@ def _print_comparison(runs: list[RunSummary], table: dict[str, list[Any]]) -> No
     print_table(["result", *names], [[label, *values] for label, values in facts], right=range(1, len(runs) + 1))
     for run in runs:
         if run.why:
-            typer.echo(f"  {run.folder}: {run.why}")
+            say(f"  {run.folder}: {run.why}")
 
 
 def _scores(run: RunSummary) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import textwrap
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from plait import catalog
 from plait.catalog import Method
 from plait.cli.docstrings import argument_texts, sections
-from plait.cli.output import print_json, quantity, size
+from plait.cli.output import print_json, quantity, say, size
 from plait.errors import CatalogError, nearest
 
 ARXIV = re.compile(r"\d{4}\.\d{4,5}")
@@ -120,24 +119,34 @@ def _formula(mixer: Any, dims: Any, options: Any) -> str:
 
 
 def _print(description: dict[str, Any]) -> None:
-    typer.echo(f"{description['name']}: {description['title']} ({description['kind']})")
+    say(f"{description['name']}: {description['title']} ({description['kind']})")
     source = description["paper"] or "none, it is plait's own"
-    typer.echo(f"paper  {source}")
-    typer.echo(f"code   {description['code']}")
+    say(f"paper  {source}")
+    say(f"code   {description['code']}")
     if description["notes"]:
-        typer.echo(f"notes  {description['notes']}")
-    typer.echo(f"\n{description['documentation']}")
+        say(f"notes  {description['notes']}")
+    say("\n" + _plain(description["documentation"]))
     if "cost" in description:
         cost, state = description["cost"], description["state"]
-        typer.echo(f"\nCost of one layer and sequence: {description['formula']}")
-        typer.echo(f"At hidden size {cost['hidden_size']} and {cost['length']} tokens:")
-        typer.echo(f"  prefill  {quantity(cost['flops_prefill'], 'FLOP')}")
-        typer.echo(f"  decode   {quantity(cost['flops_decode'], 'FLOP')} a token")
-        typer.echo(f"  state    {size(cost['state_bytes'])}, {state['growth']} with the context")
-        typer.echo("  held in  " + ", ".join(f"{name} ({kind})" for name, kind in state["segments"].items()))
+        say("\nCost of one layer and sequence: " + _plain(description["formula"]))
+        say(f"At hidden size {cost['hidden_size']} and {cost['length']} tokens:")
+        say(f"  prefill  {quantity(cost['flops_prefill'], 'FLOP')}")
+        say(f"  decode   {quantity(cost['flops_decode'], 'FLOP')} a token")
+        say(f"  state    {size(cost['state_bytes'])}, {state['growth']} with the context")
+        say(", ".join(f"{name} ({kind})" for name, kind in state["segments"].items()), label="  held in  ")
     if description["options"]:
-        typer.echo("\nOptions:")
+        say("\nOptions:")
         for option in description["options"]:
             default = "required" if option["required"] else f"default {option['default']!r}"
-            typer.echo(f"  {option['name']}: {option['type']}, {default}")
-            typer.echo(textwrap.fill(option["description"], 100, initial_indent="    ", subsequent_indent="    "))
+            say(f"  {option['name']}: {option['type']}, {default}")
+            say(_plain(option["description"]), label="    ")
+
+
+def _plain(text: str) -> str:
+    """A docstring without its markup; the lines of a paragraph are joined, indented ones stay."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "")
+    paragraphs = [
+        part if any(line.startswith((" ", "-", "*")) for line in part.split("\n")) else " ".join(part.split("\n"))
+        for part in text.split("\n\n")
+    ]
+    return "\n\n".join(paragraphs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plait.cli import study_scaling
-from plait.cli.output import print_json, print_table, size
+from plait.cli.output import print_json, print_table, say, size
 
 if TYPE_CHECKING:
     from plait.planner.devices import Device
@@ -194,9 +194,9 @@ def _dry_run(store: Store, study: StudyFile, found: list[Trial], as_json: bool) 
         print_json({"folder": str(store.folder), "trials": rows, "plan": cost})
         return
     _print_status(store, rows, as_json)
-    typer.echo()
+    say()
     if planned is None:
-        typer.echo(f"What it costs is not known: {unknown}")
+        say(f"What it costs is not known: {unknown}")
     else:
         study_budget.show(study, planned, machine)
 
@@ -215,9 +215,7 @@ def _print_status(store: Store, rows: list[dict[str, Any]], as_json: bool) -> No
         cells.append(cell)
     print_table(header, cells, right=(3,))
     states = [row.get("state", "to run") for row in rows]
-    typer.echo(
-        "\n" + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) + f"; {store.folder}"
-    )
+    say("\n" + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) + f"; {store.folder}")
 
 
 def _report(store: Store, as_json: bool) -> None:
@@ -231,7 +229,7 @@ def _report(store: Store, as_json: bool) -> None:
         return
     _print_configurations(summary)
     _print_answer(summary)
-    typer.echo(f"Report: {page}")
+    say(f"Report: {page}")
 
 
 def _print_configurations(summary: StudySummary) -> None:
@@ -254,7 +252,7 @@ def _print_configurations(summary: StudySummary) -> None:
         for one in summary.configurations
     ]
     print_table(header, rows, right=range(1, len(header)))
-    typer.echo()
+    say()
 
 
 def _print_answer(summary: StudySummary) -> None:
@@ -263,10 +261,10 @@ def _print_answer(summary: StudySummary) -> None:
 
     for text in summary.baselines:
         figures = [f"{row.name} {labels.number('bits_per_byte', row.bits)}" for row in standings(summary, text)]
-        typer.echo(f"Bits per byte of the same text: {', '.join(figures)}. {verdict(summary, text)}")
-    typer.echo(" ".join(summary.recommendation.sentences))
+        say(f"Bits per byte of the same text: {', '.join(figures)}. {verdict(summary, text)}")
+    say(" ".join(summary.recommendation.sentences))
     for guard in summary.guards:
         if not guard.learnt and guard.metric != "recall":  # that of recall is the recommendation's sentence
-            typer.echo(f"  void: {guard.message}")
+            say(f"  void: {guard.message}")
     for claim in summary.claims:
-        typer.echo(f"  {claim.verdict}: {claim.sentence}")
+        say(f"  {claim.verdict}: {claim.sentence}")

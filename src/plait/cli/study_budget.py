@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from plait.cli.output import print_table, quantity, size
+from plait.cli.output import print_table, quantity, say, size
 
 if TYPE_CHECKING:
     from plait.study.file import StudyFile
@@ -33,12 +31,12 @@ def show(study: StudyFile, budgets: list[Budget], machine: Machine) -> None:
     from plait.study.plan import totals
 
     header = ["configuration", "track", "seeds", "layers", "parameters", "tokens", "FLOPs", "memory"]
-    header += ["devices", "hours"] + ([] if machine.price is None else ["price"])
+    header += ["devices", "time"] + ([] if machine.price is None else ["price"])
     rows = []
     for one in budgets:
         row = [one.key, one.track, str(one.trials), f"{one.n_linear}+{one.n_full}", quantity(one.parameters)]
         row += [quantity(one.tokens), quantity(one.flops), size(one.memory.total)]
-        row += ["none" if one.devices is None else str(one.devices), hours(one.device_hours)]
+        row += ["none" if one.devices is None else str(one.devices), duration(one.device_hours)]
         row += [] if one.price is None else [f"{one.price:,.2f}"]
         rows.append(row)
     print_table(header, rows, right=range(2, len(header)))
@@ -49,26 +47,25 @@ def show(study: StudyFile, budgets: list[Budget], machine: Machine) -> None:
     else:
         basis = f"at {machine.utilisation:.0%} of {quantity(device.peak, 'FLOP/s')}"
     shares = [one.mixing_flops / one.flops for one in budgets]
-    typer.echo(
+    say(
         f"\n{total['trials']} trials, {quantity(total['tokens'])} tokens, {quantity(total['flops'], 'FLOP')}: "
-        f"{_time(total['device_hours'])} on {device.name} {basis}{price}.\n"
+        f"{duration(total['device_hours'])} on {device.name} {basis}{price}.\n"
         f"Speed: {device.source}.\n"
         "Layers: linear + full. FLOPs of one trial: 6 x parameters (without the input embedding) per token, plus "
         f"three times the forward token mixing ({min(shares):.1%} to {max(shares):.1%} of all).\n"
         f"Memory: peak of a training step on one device, of {device.memory / 1e9:.4g} GB. Devices: the fewest (1, 2, "
         "4, ...) on which it fits when they share weights, gradients, AdamW's moments and the sequences of the batch.\n"
-        f"Hours: of one trial on one device. Cache of one sequence at {max(study.contexts):,} tokens: "
+        f"Time: of one trial on one device. Cache of one sequence at {max(study.contexts):,} tokens: "
         f"{size(min(one.cache_bytes for one in budgets))} to {size(max(one.cache_bytes for one in budgets))}."
     )
 
 
-def hours(value: float) -> str:
-    """Hours with the digits that they deserve; minutes below one tenth."""
-    if value < 0.1:
-        return f"{60 * value:.2g} min"
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _time(value: float) -> str:
-    said = hours(value)
-    return said if said.endswith("min") else f"{said} hours"
+def duration(hours: float) -> str:
+    """Hours, minutes below one tenth of an hour, seconds below one minute."""
+    if hours * 3600 < 1:
+        return "< 1 s"
+    if hours * 60 < 1:
+        return f"{3600 * hours:.2g} s"
+    if hours < 0.1:
+        return f"{60 * hours:.2g} min"
+    return f"{hours:,.0f} h" if hours >= 10 else f"{hours:.2g} h"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from plait.cli.output import print_json, print_table
+from plait.cli.output import print_json, print_table, say
 
 
 def command(
@@ -54,8 +54,8 @@ def command(
         print_json(summary.model_dump(mode="json"))
     else:
         print_table(table.HEADER, table.rows(summary), right=(6,))
-        typer.echo("\n" + "\n".join(table.notes(summary)))
-        typer.echo(f"Report: {page}")
+        say("\n" + "\n".join(table.notes(summary)))
+        say(f"Report: {page}")
     if failed:
         raise StudyError(
             f"{failed} of {summary.runs} runs did not finish; their logs are in {store.folder}/trials. To try again, "

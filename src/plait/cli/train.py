@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.cli.output import print_json, quantity
+from plait.cli.output import print_json, quantity, say
 from plait.errors import OptionError
 from plait.files import quoted
 
@@ -55,9 +55,7 @@ def command(
         print_json(result)
         return
     spent = result["train"]
-    typer.echo(
-        f"Trained on {quantity(spent['tokens'])} tokens in {spent['seconds']:.0f} s; the model is in {folder}/model."
-    )
+    say(f"Trained on {quantity(spent['tokens'])} tokens in {spent['seconds']:.0f} s; the model is in {folder}/model.")
     print_evaluation(result["evaluation"])
 
 

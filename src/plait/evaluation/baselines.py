@@ -64,17 +64,20 @@ def text_baselines(data: TextData, dataset: TokenDataset) -> dict[str, Any]:
         found: dict[str, Any] = read_json(path)
         return found
     windows = measured_windows(data, dataset)
-    text = windows.predicted
-    size = len(text)
-    result = {
-        "bytes": size,
-        "gzip": 8 * len(gzip.compress(text, 9, mtime=0)) / size,
-        "xz": 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / size,
-        "ngram": _ngram(data, windows),
-    }
+    result = {**compressed(windows.predicted), "ngram": _ngram(data, windows)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     return result
+
+
+def compressed(text: bytes) -> dict[str, Any]:
+    """Size in ``bytes``, and bits per byte of ``gzip`` and ``xz`` at their strongest, headers included."""
+    size = len(text)
+    return {
+        "bytes": size,
+        "gzip": 8 * len(gzip.compress(text, 9, mtime=0)) / size,
+        "xz": 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / size,
+    }
 
 
 def measured_windows(data: TextData, dataset: TokenDataset) -> Windows:

@@ -11,7 +11,7 @@ import numpy as np
 
 from plait.errors import DataError
 from plait.evaluation.intervals import bootstrap, mcnemar, sign_flips
-from plait.training.checkpoint import read_json
+from plait.evaluation.results import SAMPLES, results_in
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,27 @@ class Comparison:
     test: str
 
 
-def compare(first: Path, second: Path) -> list[Comparison]:
+@dataclass(frozen=True)
+class Compared:
+    """Two models.
+
+    Args:
+        comparisons: one for each measurement that both have on the same samples.
+        refused: name of a measurement -> why its samples cannot be compared.
+    """
+
+    comparisons: list[Comparison]
+    refused: dict[str, str]
+
+
+def compare(first: Path, second: Path) -> Compared:
     """All measurements that both models have, on the same samples.
 
     Args:
         first, second: folders of results, see :func:`plait.evaluation.session.results_folder`.
 
     Raises:
-        DataError: a folder without results, or no measurement in common.
+        DataError: a folder without results, no measurement in common, or none on the same samples.
     """
     a, b = _results(first), _results(second)
     shared = [key for key in a if key in b]
@@ -56,7 +69,29 @@ def compare(first: Path, second: Path) -> list[Comparison]:
             f"{first} and {second} have no measurement in common: "
             f"{_names(a)} against {_names(b)}. Measure both with the same plait eval options."
         )
-    return [_pair(a[key], b[key]) for key in shared]
+    reasons = {key: _differ(a[key], b[key]) for key in shared}
+    refused = {a[key]["name"]: reason for key, reason in reasons.items() if reason is not None}
+    found = [_pair(a[key], b[key]) for key in shared if reasons[key] is None]
+    if not found:
+        said = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:3])
+        raise DataError(f"{first} and {second} cannot be compared. {said}")
+    return Compared(found, refused)
+
+
+def _differ(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
+    """Why two results are not of the same samples; None where they are."""
+    a, b = (result["more"].get(SAMPLES) for result in (first, second))
+    if (a is None) != (b is None) or (a is None and "windows" in first["spec"]):
+        return "one of the results does not say which texts it was measured on. Delete it and measure again."
+    if a != b:
+        cut = "Measure both without --limit" if "windows" in first["spec"] else "Choose models with one tokenizer"
+        return f"the two tokenizers cut the samples differently, so these are not the same texts. {cut}."
+    if len(first["per_sample"]) != len(second["per_sample"]):
+        return (
+            f"A has {len(first['per_sample'])} samples and B has {len(second['per_sample'])}. Measure both again with "
+            "the same data."
+        )
+    return None
 
 
 def _pair(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
@@ -80,12 +115,7 @@ def _pair(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
 
 def _results(folder: Path) -> dict[str, dict[str, Any]]:
     """Results by what was measured; the same thing measured of several states of a model: the newest."""
-    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-    found = {}
-    for path in files:
-        result = read_json(path)
-        if isinstance(result, dict) and {"per_sample", "spec"} <= result.keys():
-            found[_identity(result["spec"])] = result
+    found = {_identity(result["spec"]): result for result in results_in(folder)}
     if not found:
         raise DataError(f"{folder} has no results to compare; measure the model first: plait eval MODEL --suite recall")
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import catalog
-from plait.errors import OptionError
+from plait.errors import DataError, OptionError
 from plait.evaluation.batching import Batches
 from plait.evaluation.session import measure
 from plait.evaluation.subject import Subject
@@ -133,7 +133,9 @@ def _work(report: Any, path: Path) -> dict[str, float | None]:
     from plait.training.checkpoint import read_json, write_json
 
     if not report.dense_pairs and path.exists():  # the result was there already: nothing ran
-        found: dict[str, float | None] = read_json(path)
+        found = read_json(path)
+        if not isinstance(found, dict) or set(found) != {"prefill", "decode", "held"}:
+            raise DataError(f"{path} does not hold what a policy did: delete {path.parent} and measure again.")
         return found
     shares: dict[str, float | None] = {
         name: int(work.pairs) / int(work.dense_pairs) if work.dense_pairs else None

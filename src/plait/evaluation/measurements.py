@@ -19,6 +19,7 @@ from plait.evaluation.batching import Batches
 from plait.evaluation.intervals import interval_method, score_interval
 from plait.evaluation.perplexity import MOST_LOGITS
 from plait.evaluation.prompts.base import PromptTask
+from plait.evaluation.results import SAMPLES, digest
 from plait.evaluation.subject import Subject
 from plait.models.cache import CACHE_NAME
 from plait.models.heads import AutoencoderForCompression
@@ -221,4 +222,9 @@ class PromptMeasurement(Measurement):
             {**dict(facts), "score": sum(group) / len(group), "samples": len(group)}
             for facts, group in sorted(grouped.items())
         ]
-        return Score.of(self.task.metric, values, groups=groups, more={"answers": said[:20]})
+        return Score.of(
+            self.task.metric,
+            values,
+            groups=groups,
+            more={"answers": said[:20], SAMPLES: digest(one.text for one in prompts)},
+        )

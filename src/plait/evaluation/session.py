@@ -11,13 +11,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from plait.errors import PlaitError, TrainingError
+from plait.errors import DataError, PlaitError
 from plait.evaluation.batching import Batches
 from plait.evaluation.measurements import Advance, Measurement
 from plait.evaluation.progress import Bar
+from plait.evaluation.results import read_result
 from plait.evaluation.subject import Subject, measurement_key
 from plait.storage.locks import sole_writer
-from plait.training.checkpoint import clean, read_json, write_json
+from plait.training.checkpoint import clean, write_json
 from plait.training.folder import RUN_FILE, versions
 
 _log = logging.getLogger("plait")
@@ -83,19 +84,18 @@ def _each(
             yield {"name": measurement.name, "reason": str(error)}
             continue
         write_json(path, result, sealed=True)
-        yield read_json(path)
+        yield read_result(path)
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
-    """A result of an earlier call; a damaged one is none, with a warning."""
+    """A result of an earlier call; one that cannot be read is none, with a warning."""
     if not path.exists():
         return None
     try:
-        kept: dict[str, Any] = read_json(path)
-    except TrainingError as error:
-        _log.warning("%s Measuring it again.", str(error).partition(";")[0])
+        return read_result(path)
+    except DataError as error:
+        _log.warning("%s. Measuring it again.", str(error).rpartition(":")[0])
         return None
-    return kept
 
 
 def scored(

@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from plait.data.corpora import open_corpus
 from plait.data.tokenizers import encode
 from plait.errors import DataError, OptionError
+from plait.evaluation.baselines import compressed
 from plait.evaluation.batching import Batches
 from plait.evaluation.language import loss_by_context, text_perplexity
 from plait.evaluation.measurements import Advance, Measurement, Score
+from plait.evaluation.results import SAMPLES, digest
 from plait.evaluation.subject import Subject
 from plait.files import read_text
 from plait.policies.base import Policy
@@ -28,8 +30,9 @@ PIECE, PIECES = 8192, 16
 class TextMeasurement(Measurement):
     """Bits per byte of a text in pieces of 8,192 characters, each read from its start; with a limit, in single windows.
 
-    Further numbers: ``perplexity`` (:func:`~plait.evaluation.language.text_perplexity` of all pieces) and
-    ``by_context`` (:func:`~plait.evaluation.language.loss_by_context`).
+    Further numbers: ``perplexity`` (:func:`~plait.evaluation.language.text_perplexity` of all pieces),
+    ``by_context`` (:func:`~plait.evaluation.language.loss_by_context`) and ``baselines``
+    (:func:`~plait.evaluation.baselines.compressed` of all pieces).
 
     Args:
         source: path of a text file, or ``python-stdlib`` for its test split.
@@ -116,7 +119,12 @@ class TextMeasurement(Measurement):
             by_context = loss_by_context(
                 subject.model, tokenizer, [whole], length=self.length, batch_size=rows, advance=advance
             )
-        more = {"perplexity": together(found), "by_context": by_context}
+        more = {
+            "perplexity": together(found),
+            "by_context": by_context,
+            "baselines": compressed("".join(pieces).encode("utf-8")),
+            SAMPLES: digest(pieces),
+        }
         return Score.of("bits per byte", [one["bits_per_byte"] for one in found], more=more)
 
 

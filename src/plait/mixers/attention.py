@@ -91,12 +91,12 @@ class AttentionOptions(MixerOptions):
         self.require(H % N == 0, "num_kv_heads", f"must divide num_heads {H}")
         if self.rope_base is not None:
             self.require(D % 2 == 0, "head_dim", f"rotary pairs need an even head dim, not {D}; change it")
-            turned = self.turned(D)
-            pairs = f"turns {turned} of the {D} channels of a head, and rotary pairs need an even number, 2 at least"
-            self.require(turned > 0 and turned % 2 == 0, "partial_rotary_factor", pairs)
+            rotated = self.rotated(D)
+            pairs = f"rotates {rotated} of the {D} channels of a head, and rotary pairs need an even number, 2 at least"
+            self.require(rotated > 0 and rotated % 2 == 0, "partial_rotary_factor", pairs)
         return H, N, D
 
-    def turned(self, head_dim: int) -> int:
+    def rotated(self, head_dim: int) -> int:
         """Channels of a head that the rotary embedding turns."""
         return int(head_dim * self.partial_rotary_factor)
 
@@ -128,7 +128,7 @@ class Attention(ConvolvedMixer):
             self.g_proj = nn.Linear(d, H * D, bias=False)
 
     def queries_keys_values(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``(B, T, H, D)``, keys and values ``(B, T, N, D)``, normed, turned and scaled."""
+        """Queries ``(B, T, H, D)``, keys and values ``(B, T, N, D)``, normed, rotated and scaled."""
         D = self.sizes[2]
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.options.use_short_conv:
@@ -146,11 +146,11 @@ class Attention(ConvolvedMixer):
         return q, k, v
 
     def _rotate(self, x: Tensor, context: Context, base: float) -> Tensor:
-        """``x`` ``(B, T, H, D)``, its first channels turned by the positions."""
-        turned = self.options.turned(x.shape[-1])
-        if turned == x.shape[-1]:
+        """``x`` ``(B, T, H, D)``, its first channels rotated by the positions."""
+        rotated = self.options.rotated(x.shape[-1])
+        if rotated == x.shape[-1]:
             return context.rotate(x, base)
-        return torch.cat([context.rotate(x[..., :turned], base), x[..., turned:]], dim=-1)
+        return torch.cat([context.rotate(x[..., :rotated], base), x[..., rotated:]], dim=-1)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         q, k, v = self.queries_keys_values(x, context)

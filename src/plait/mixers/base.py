@@ -95,10 +95,10 @@ class MixerOptions:
                 )
         return cls(**checked)
 
-    def require(self, condition: bool, field: str, mend: str) -> None:
+    def require(self, condition: bool, field: str, fix: str) -> None:
         """Raise :class:`~plait.errors.OptionError` with the option's name and value unless ``condition`` holds."""
         if not condition:
-            raise OptionError(f"Mixer {self.mixer!r}, option {field}={getattr(self, field)!r}: {mend}.")
+            raise OptionError(f"Mixer {self.mixer!r}, option {field}={getattr(self, field)!r}: {fix}.")
 
     def require_positive(self, *fields: str) -> None:
         """Each of these options is above zero, or None."""

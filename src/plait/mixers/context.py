@@ -76,7 +76,7 @@ class Context:
         return x if real is None else x.masked_fill(~real.view(*real.shape, *[1] * (x.dim() - 2)), 0)
 
     def rotate(self, x: Tensor, base: float) -> Tensor:
-        """``x`` ``(B, T, H, D)`` turned by the positions; layers of one head dim and base share the table."""
+        """``x`` ``(B, T, H, D)`` rotated by the positions; layers of one head dim and base share the table."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         key = f"rotary/{x.shape[-1]}/{base}/{dtype}"
         if key not in self.shared:

@@ -60,8 +60,8 @@ class LightningOptions(LinearOptions):
 class Lightning(LinearMixer):
     """``S_t = e^(-s_h) S_{t-1} + k_t v_t^T``, read with ``q_t / sqrt(D)`` (2602.11761, section on Lightning attention).
 
-    q and k are normed per head and turned by their positions. There is neither a feature map nor a denominator, and the
-    slopes ``s_h`` of :func:`slopes` are fixed. The heads are normed together and gated with ``sigmoid(W_z x)``.
+    q and k are normed per head and rotated by their positions. There is neither a feature map nor a denominator;
+    the slopes ``s_h`` of :func:`slopes` are fixed. The heads are normed together and gated with ``sigmoid(W_z x)``.
     """
 
     Options = LightningOptions

@@ -23,14 +23,14 @@ class LatentSizes(NamedTuple):
     Args:
         heads: number of heads H.
         plain: channels K of a query or key head without positions.
-        turned: channels R of a query head, and of the one key that all heads share, with positions.
+        rotated: channels R of a query head, and of the one key that all heads share, with positions.
         values: channels V of a value head.
         latent: channels C of the vector that keys and values are made from.
     """
 
     heads: int
     plain: int
-    turned: int
+    rotated: int
     values: int
     latent: int
 
@@ -113,14 +113,14 @@ class MLA(Mixer):
         self.o_proj = linear(H * V, d)
 
     def queries(self, x: Tensor, context: Context) -> Tensor:
-        """Queries ``(B, T, H, K + R)``, the last R channels turned."""
+        """Queries ``(B, T, H, K + R)``, the last R channels rotated."""
         q = self.q_proj(x) if self.options.q_lora_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
-        plain, turned = split_heads(q, self.sizes.plain + self.sizes.turned).split(self.sizes[1:3], dim=-1)
-        return torch.cat([plain, self._rotate(turned, context)], dim=-1)
+        plain, rotated = split_heads(q, self.sizes.plain + self.sizes.rotated).split(self.sizes[1:3], dim=-1)
+        return torch.cat([plain, self._rotate(rotated, context)], dim=-1)
 
     def latents(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Latent vectors ``(B, T, 1, C)`` and the shared keys ``(B, T, 1, R)``."""
-        latent, shared = self.kv_a_proj(x).unsqueeze(2).split([self.sizes.latent, self.sizes.turned], dim=-1)
+        latent, shared = self.kv_a_proj(x).unsqueeze(2).split([self.sizes.latent, self.sizes.rotated], dim=-1)
         return self.kv_a_norm(latent), self._rotate(shared, context)
 
     def keys_values(self, latent: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,8 +161,8 @@ class MLA(Mixer):
         """The same as :func:`attend` on all keys and values, without making them."""
         H, K, R, V, C = self.sizes
         to_keys, to_values = self.kv_b_proj.weight.view(H, K + V, C).split([K, V], dim=1)
-        plain, turned = q.split([K, R], dim=-1)
-        q = torch.cat([torch.einsum("bthk,hkc->bthc", plain, to_keys), turned], dim=-1)
+        plain, rotated = q.split([K, R], dim=-1)
+        q = torch.cat([torch.einsum("bthk,hkc->bthc", plain, to_keys), rotated], dim=-1)
         q = q * ((C + R) / (K + R)) ** 0.5  # attend divides by the root of the channels that it sees
         read = attend(q, torch.cat([latent, shared], dim=-1), latent, start, None)
         return torch.einsum("bthc,hvc->bthv", read, to_values)

@@ -52,7 +52,7 @@ class RetNetOptions(GroupedOptions):
 class RetNet(LinearMixer):
     """``S_t = gamma_h S_{t-1} + k_t v_t^T`` with ``gamma_h = 1 - 2^(-5-h)``, read with ``q_t``.
 
-    q and k are turned by their positions. The read-out is normed per head and gated with ``silu(W_g x)``.
+    q and k are rotated by their positions. The read-out is normed per head and gated with ``silu(W_g x)``.
     """
 
     Options = RetNetOptions

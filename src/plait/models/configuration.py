@@ -162,7 +162,7 @@ class PlaitConfig(PreTrainedConfig):
         """Check every field.
 
         Raises:
-            OptionError: names the field, the value and the mend.
+            OptionError: names the field, the value and the fix.
         """
         for name, most in _LARGEST.items():
             _positive(name, getattr(self, name), int, most)

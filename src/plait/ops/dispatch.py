@@ -31,13 +31,13 @@ class BackendStatus:
         name: ``reference``, ``torch``, ``native`` or ``fla``.
         available: True when it can be asked for.
         reason: why it can or cannot serve.
-        mend: what to do to make it available; empty when it is.
+        fix: what to do to make it available; empty when it is.
     """
 
     name: str
     available: bool
     reason: str
-    mend: str = ""
+    fix: str = ""
 
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -60,7 +60,7 @@ def _fla_status() -> BackendStatus:
 def _native_status() -> BackendStatus:
     reason = native.absent()
     if reason is not None:
-        return BackendStatus("native", False, reason, native.MEND)
+        return BackendStatus("native", False, reason, native.FIX)
     return BackendStatus("native", True, f"compiled kernels for CPU tensors ({native.load()[1]})")
 
 
@@ -120,7 +120,7 @@ def resolve(name: str, device_type: str) -> str:
 
     Raises:
         OptionError: there is no backend of this name.
-        BackendUnavailable: it cannot serve here; the message says why and how to mend it.
+        BackendUnavailable: it cannot serve here; the message says why and how to fix it.
     """
     if name == "auto":
         if device_type == "cpu" and _override.get() is None:  # the common case, without words: it runs for each token
@@ -128,7 +128,7 @@ def resolve(name: str, device_type: str) -> str:
         return choose(device_type)[0]
     found = status(name)
     if not found.available:
-        raise BackendUnavailable(f"Backend {name!r} cannot serve: {found.reason}. To fix it: {found.mend}.")
+        raise BackendUnavailable(f"Backend {name!r} cannot serve: {found.reason}. To fix it: {found.fix}.")
     return name
 
 

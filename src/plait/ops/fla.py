@@ -196,7 +196,7 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, activati
 
 @_first_order
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """``x`` ``(B, T, H, D)`` turned by tables ``(B, T, 1, D/2)``, channel ``i`` with channel ``i + D/2``."""
+    """``x`` ``(B, T, H, D)`` rotated by tables ``(B, T, 1, D/2)``, channel ``i`` with channel ``i + D/2``."""
     from fla.modules.rotary import rotary_embedding
 
     # one row of B T tokens, since fla's table has no rows; in the table's type, which fla asks for

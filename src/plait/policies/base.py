@@ -23,10 +23,10 @@ class PolicyOptions(Options):
     #: Name of the policy in the catalogue, for messages.
     policy: ClassVar[str] = "policy"
 
-    def require(self, condition: bool, field: str, mend: str) -> None:
+    def require(self, condition: bool, field: str, fix: str) -> None:
         """Raise :class:`~plait.errors.OptionError` with the option's name and value unless ``condition`` holds."""
         if not condition:
-            raise OptionError(f"Policy {self.policy!r}, option {field}={getattr(self, field)!r}: {mend}.")
+            raise OptionError(f"Policy {self.policy!r}, option {field}={getattr(self, field)!r}: {fix}.")
 
     def require_at_least(self, least: int, *fields: str) -> None:
         """Each of these options is at least ``least``."""

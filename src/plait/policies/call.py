@@ -51,7 +51,7 @@ class ModelInfo:
         name: class of the model.
         layers: its softmax layers, by depth.
         fingerprint: names the architecture (class, layers, heads), for tables of calibration.
-        rotation: why positions cannot be turned to others (:attr:`Call.rope`); None where they can.
+        rotation: why positions cannot be rotated to others (:attr:`Call.rope`); None where they can.
     """
 
     name: str
@@ -60,7 +60,7 @@ class ModelInfo:
     rotation: str | None = None
 
     def require_rotation(self, policy: str, option: str) -> None:
-        """Refuse an option that needs keys or queries turned to other positions, where they cannot be.
+        """Refuse an option that needs keys or queries rotated to other positions, where they cannot be.
 
         Raises:
             OptionError: they cannot; says why.
@@ -154,7 +154,7 @@ class Call:
 
     Args:
         layer: the layer.
-        q: ``(B, H, T, D)`` queries of the new tokens, turned at their positions.
+        q: ``(B, H, T, D)`` queries of the new tokens, rotated at their positions.
         k: ``(B, G, T, D)`` their keys.
         v: ``(B, G, T, Dv)`` their values.
         positions: ``(B, T)`` position of each new token among the real tokens of its row.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Why policies cannot turn positions here.
 NO_ROTATION = (
-    "plait's own layers do not say how they turned queries and keys. Models of transformers do: 'plait export' makes "
+    "plait's own layers do not say how they rotated queries and keys. Models of transformers do: 'plait export' makes "
     "one of a model whose layers are all softmax attention."
 )
 

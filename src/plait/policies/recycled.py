@@ -32,7 +32,7 @@ class RecycledOptions(PolicyOptions):
         check: without ``stride``, compare queries every so many steps.
         threshold: full step when the mean cosine over query heads of the query and that of the last full step is this
             or less; each layer and row decides for itself.
-        similarity: compare queries as they are scored (``rotated``) or turned back to no position (``raw``).
+        similarity: compare queries as they are scored (``rotated``) or rotated back to no position (``raw``).
         pool: width of the max pooling of importance along positions; odd, 1 for none.
         refresh: choose the small copy anew at full steps; False for the ablation.
         full_attention: read everything at full steps; False for the ablation.

@@ -69,39 +69,39 @@ class Rope:
         return self._real(pair)
 
     def refusal(self, q: Tensor) -> str | None:
-        """Why queries ``(B, heads, T, D)`` of this call cannot be turned to other positions; None where they can."""
+        """Why queries ``(B, heads, T, D)`` of this call cannot be rotated to other positions; None where they can."""
         positions = torch.arange(q.shape[2], device=q.device).expand(q.shape[0], -1)
         try:
-            turned = self.rotate(self.unrotate(q), positions)
+            rotated = self.rotate(self.unrotate(q), positions)
         except OptionError as error:
             return str(error)
         except Exception as error:  # the modelling file's own function takes something else
             return str(self._refusal(f"{type(error).__name__}: {error}"))
-        if torch.allclose(turned.float(), q.float(), rtol=1e-2, atol=1e-2 * float(q.abs().max())):
+        if torch.allclose(rotated.float(), q.float(), rtol=1e-2, atol=1e-2 * float(q.abs().max())):
             return None
         return str(self._refusal("turning back and forth does not give what was there"))
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Turn raw ``x`` ``(B, heads, T, D)`` to ``positions`` ``(B, T)``."""
-        return self._turn(x, *self.table(positions, x))
+        return self._rotated(x, *self.table(positions, x))
 
     def unrotate(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Turn ``x`` ``(B, heads, T, D)`` back, from ``positions``, or from where this call's tokens stand."""
+        """Rotate ``x`` ``(B, heads, T, D)`` back, from ``positions``, or from where this call's tokens stand."""
         cosine, sine = self._real(self.tables) if positions is None else self.table(positions, x)
         norm = cosine.square() + sine.square()
-        turned = self._turn(x, cosine, -sine)
+        rotated = self._rotated(x, cosine, -sine)
         width = self._width(cosine)
         scale = norm[:, None, :, :1].to(x.dtype)
-        return torch.cat([turned[..., :width] / scale, turned[..., width:]], dim=-1)
+        return torch.cat([rotated[..., :width] / scale, rotated[..., width:]], dim=-1)
 
     def shift(self, x: Tensor, offsets: Tensor) -> Tensor:
-        """Turn ``x`` ``(B, heads, T, D)``, which is turned already, by ``offsets`` ``(B, T)`` positions more."""
+        """Rotate ``x`` ``(B, heads, T, D)``, which is rotated already, by ``offsets`` ``(B, T)`` positions more."""
         cosine, sine = self.table(offsets, x)
         norm = (cosine.square() + sine.square()).sqrt()
-        return self._turn(x, cosine / norm, sine / norm)
+        return self._rotated(x, cosine / norm, sine / norm)
 
     def _width(self, cosine: Tensor) -> int:
-        """Channels that are turned: some tables hold a cosine per pair, some per channel."""
+        """Channels that are rotated: some tables hold a cosine per pair, some per channel."""
         return cosine.shape[-1] * (2 if self._per_pair(cosine) else 1)
 
     def _per_pair(self, cosine: Tensor) -> bool:
@@ -110,13 +110,13 @@ class Rope:
             (cosine[..., ::2] == cosine[..., 1::2]).all()
         )
 
-    def _turn(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def _rotated(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         if self.apply is None:
             raise self._refusal("no apply_rotary_pos_emb")
         width = self._width(cosine)
         if width < x.shape[-1]:
-            turned = self.apply(x[..., :width], x[..., :width], cosine, sine)[0]
-            return torch.cat([turned, x[..., width:]], dim=-1)
+            rotated = self.apply(x[..., :width], x[..., :width], cosine, sine)[0]
+            return torch.cat([rotated, x[..., width:]], dim=-1)
         return self.apply(x, x, cosine, sine)[0]
 
     def _real(self, pair: Any) -> tuple[Tensor, Tensor]:

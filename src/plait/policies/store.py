@@ -20,7 +20,7 @@ class Keys:
     """What queries may be scored against.
 
     Args:
-        keys: ``(B, G, S, D)``, turned at their own positions.
+        keys: ``(B, G, S, D)``, rotated at their own positions.
         values: ``(B, G, S, Dv)``.
         positions: ``(B, G, S)`` position of each slot's token, ascending; None where slot and position agree.
         lengths: ``(B, G)`` filled slots, which come first; None for all S.

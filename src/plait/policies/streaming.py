@@ -64,7 +64,7 @@ class Streaming(Policy):
         return band(call, keys, window=self.options.window, sinks=self.options.sinks)
 
     def _renumbered(self, call: Call, keys: Keys) -> Tensor:
-        """Recent keys keep their distance; to the sinks, a query is turned back to its position in the cache.
+        """Recent keys keep their distance; to the sinks, a query is rotated back to its position in the cache.
 
         Both products are one of twice the width, in which each key leaves one half empty.
         """

@@ -184,8 +184,8 @@ def model_folder(path: str) -> str:
     if (folder / MODEL_FOLDER).exists():
         return str(folder / MODEL_FOLDER)
     saved = checkpoints(folder)
-    mend = f"use its last checkpoint, {saved[-1]}, or train it to the end" if saved else "train it to the end"
-    raise TrainingError(f"The run in {folder} has not finished: {mend}.")
+    fix = f"use its last checkpoint, {saved[-1]}, or train it to the end" if saved else "train it to the end"
+    raise TrainingError(f"The run in {folder} has not finished: {fix}.")
 
 
 def versions() -> dict[str, str]:

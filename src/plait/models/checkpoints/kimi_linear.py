@@ -120,7 +120,7 @@ class KimiLinear(Twin):
             "num_attention_heads": sizes.heads,
             "num_key_value_heads": sizes.heads,
             "qk_nope_head_dim": sizes.plain,
-            "qk_rope_head_dim": sizes.turned,
+            "qk_rope_head_dim": sizes.rotated,
             "v_head_dim": sizes.values,
             "kv_lora_rank": sizes.latent,
             "q_lora_rank": options.q_lora_rank,

@@ -203,7 +203,7 @@ class Qwen35(Qwen3Next):
         return {}
 
     def rope_fields(self, options: Any, head_dim: int) -> dict[str, Any]:
-        pairs = options.turned(head_dim) // 2
+        pairs = options.rotated(head_dim) // 2
         sections = [(pairs + rest) // 3 for rest in (2, 1, 0)]
         return super().rope_fields(options, head_dim) | {"mrope_section": sections, "mrope_interleaved": True}
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from plait.ops.native.attention import attend
 from plait.ops.native.kernel import tracing
-from plait.ops.native.library import MEND, load
+from plait.ops.native.library import FIX, load
 from plait.ops.native.rows import depthwise, linear_scan
 from plait.ops.native.status import absent, refuses, transform
 
-__all__ = ["MEND", "absent", "attend", "depthwise", "linear_scan", "load", "refuses", "tracing", "transform"]
+__all__ = ["FIX", "absent", "attend", "depthwise", "linear_scan", "load", "refuses", "tracing", "transform"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MEND = "install a C compiler and run python -m plait.ops.native.build"
+FIX = "install a C compiler and run python -m plait.ops.native.build"
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
