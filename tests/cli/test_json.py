@@ -20,7 +20,8 @@ evaluate: {mqar_examples: 8}
 """
 STUDY = """
 name: tiny
-seeds: 1
+seeds: [0]
+contexts: [64]
 grid: {mixers: [gla], ratios: ["1:1"]}
 tracks:
   recall:
