@@ -119,7 +119,10 @@ def test_tables_from_files(tmp_path: Path) -> None:
     rows.write_text("one two\n")
     with pytest.raises(DataError, match="no head table"), plait.policy(model, "duo_attention", heads=str(rows)):
         pass
-    with pytest.raises(DataError, match="no file missing.tsv"), plait.policy(model, "duo_attention", heads="missing.tsv"):
+    with (
+        pytest.raises(DataError, match="no file missing.tsv"),
+        plait.policy(model, "duo_attention", heads="missing.tsv"),
+    ):
         pass
 
 
