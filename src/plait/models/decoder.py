@@ -62,7 +62,7 @@ class Block(nn.Module):
 
         def recomputable(x: Tensor) -> Tensor:
             # the first call acts; repeated ones find what it found, so that they make what it made, and leave no trace
-            quiet = {"shared": dict(before), "update_running_state": False, "losses": {}, "pairs": None}
+            quiet: dict[str, Any] = {"shared": dict(before), "update_running_state": False, "losses": {}, "pairs": None}
             return self._compute(x, contexts.pop() if contexts else replace(context, **quiet), shared)
 
         return self._gradient_checkpointing_func(recomputable, x)
