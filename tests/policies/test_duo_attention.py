@@ -120,7 +120,7 @@ def test_tables_from_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no head table"), plait.policy(model, "duo_attention", heads=str(rows)):
         pass
     with (
-        pytest.raises(DataError, match="no file missing.tsv"),
+        pytest.raises(DataError, match=r"no file missing\.tsv"),
         plait.policy(model, "duo_attention", heads="missing.tsv"),
     ):
         pass
