@@ -29,10 +29,12 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a model layer by layer: code path, parameters, state, cost."""
+    config = read_config(model, overrides or [])  # before torch is loaded: a typo is told at once
+
     import torch
 
     device_type = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    explanation = {"model": model, **explain(read_config(model, overrides or []), length, device_type)}
+    explanation = {"model": model, **explain(config, length, device_type)}
     if as_json:
         print_json(explanation)
     else:
