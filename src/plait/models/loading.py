@@ -78,6 +78,7 @@ def load(
             kind = AutoencoderForCompression if _is_autoencoder(config) else AutoModelForCausalLM
             model = _whole(kind, path_or_name, where, trust_remote_code, options)
         align_weights(model)
+    _check_generation(getattr(model, "generation_config", None), folder / "generation_config.json" if local else where)
     if local and not any(os.path.lexists(folder / name) for name in TOKENIZER_FILES):
         return model, None
     return model, open_tokenizer(path_or_name, trust_remote_code)
@@ -158,6 +159,19 @@ def _whole(
         raise OptionError(f"{where}: its weights do not fit its config.json: there is no {missing[0]}{more}.")
     found: PreTrainedModel = model
     return found
+
+
+def _check_generation(config: Any, where: object) -> None:
+    """Raise where the settings of ``generate`` have values that it stumbles over at the first token."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        ids = value if isinstance(value, list) else [value]
+        if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in ids):
+            raise OptionError(f"{where}: {name} = {quoted(value)} is not an id of a token, nor a list of them.")
+    for name in ("output_attentions", "output_hidden_states", "output_scores", "output_logits", "use_cache"):
+        value = getattr(config, name, None)
+        if value is not None and not isinstance(value, bool):
+            raise OptionError(f"{where}: {name} = {quoted(value)} is neither true nor false.")
 
 
 def check_sizes(config: Any, where: str) -> None:

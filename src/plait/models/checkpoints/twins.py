@@ -102,7 +102,7 @@ def load_transformers(folder: str | os.PathLike) -> PlaitForCausalLM:
         )
     except (OSError, SafetensorError) as error:
         raise OptionError(f"{folder} holds no weights that transformers reads: {sentence(error)}") from None
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # whatever a class raises whose sizes fit nothing
         raise OptionError(f"The weights in {folder} do not fit its config.json: {sentence(error)}") from None
     model, report = loaded
     missing = sorted(report["missing_keys"])
