@@ -18,6 +18,7 @@ from plait.catalog import Method
 from plait.claims import kept_evidence, load_claim
 from plait.claims.page import claims_table
 from plait.claims.page import page as claim_page
+from plait.cli.app import COMMANDS
 from plait.drawing.lines import lines_svg
 from plait.evaluation.fixtures import SCORES_FILE
 from plait.evaluation.suites import SUITES
@@ -78,6 +79,26 @@ PAGES = {
 }
 
 
+#: Command -> the page that describes it; the others are described on the page of the table.
+COMMAND_PAGES = {
+    "train": "training",
+    "runs": "training",
+    "eval": "evaluation",
+    "compare": "evaluation",
+    "run": "policies",
+    "frontier": "policies",
+    "fixture": "fixtures",
+    "convert": "conversion",
+    "import": "checkpoints",
+    "export": "checkpoints",
+    "plan": "planner",
+    "study": "study",
+    "probe": "probes",
+    "claim": "claims",
+    "bench": "performance",
+}
+
+
 def methods(*kinds: str) -> list[Method]:
     """The catalogue's methods of these kinds; those of other packages, found by entry point, are left out."""
     return [method for kind in kinds for method in catalog.methods(kind) if method.target.startswith("plait.")]
@@ -97,6 +118,24 @@ def mixers_table() -> str:
     """Every mixer, one a line."""
     rows = [[f"`{one.name}`", one.title, paper(one.paper), one.state] for one in methods("mixer")]
     return table(["mixer", "method", "paper", "decoding state"], rows)
+
+
+def commands_table() -> str:
+    """Every command, with the sentence of its help."""
+    rows = []
+    for name, (_, summary) in COMMANDS.items():
+        page = COMMAND_PAGES.get(name)
+        rows.append([f"`plait {name}`", summary, f"[{page}]({page}.md)" if page else "below"])
+    return table(["command", "what it does", "more"], rows)
+
+
+def described_table(kind: str) -> str:
+    """Every probe or recipe, with the first sentence of its class."""
+    rows = []
+    for one in methods(kind):
+        said = " ".join((one.load().__doc__ or "").partition("\n\n")[0].split()).replace("``", "`")
+        rows.append([f"`{one.name}`", said, paper(one.paper) if one.paper else "plait's own"])
+    return table([kind, "what it measures" if kind == "probe" else "what it does", "paper"], rows)
 
 
 def families_table() -> str:
@@ -198,6 +237,9 @@ def sections() -> dict[Path, dict[str, str]]:
         ROOT / "docs" / "evaluation.md": {"tasks": measures_table("task"), "benchmarks": measures_table("benchmark")},
         ROOT / "docs" / "fixtures.md": {"scores": scores_table()},
         ROOT / "docs" / "policies.md": {"policies": policies_table()},
+        ROOT / "docs" / "command-line.md": {"commands": commands_table()},
+        ROOT / "docs" / "probes.md": {"probes": described_table("probe")},
+        ROOT / "docs" / "conversion.md": {"recipes": described_table("recipe")},
         ROOT / "docs" / "claims.md": {"claims": claims()},
         ROOT / "docs" / "api.md": {"names": "\n\n".join(map(names_of, PACKAGES))},
     }

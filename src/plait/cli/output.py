@@ -14,7 +14,7 @@ import typer
 
 #: How an interval was found -> what a reader should know of it.
 INTERVALS = {
-    "Wilson": "Wilson's interval of a proportion, where every sample is right or wrong",
+    "Wilson": "of a proportion, where every sample is right or wrong",
     "bootstrap": "resampled means of the samples",
     "normal": "1.96 standard errors, as lm-eval gives them",
 }

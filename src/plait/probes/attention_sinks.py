@@ -53,7 +53,7 @@ class SinkOptions(Options):
 
 
 class AttentionSinks(AttentionProbe):
-    """Sink score of the first tokens, by layer and head, over every row of every pass.
+    """Sink score by layer and head: the mean weight that the first tokens get from the queries that see them.
 
     The weights of ``block`` queries are held at a time, never T x T. Passes that go on from a cache are refused, since
     the score needs all queries of a text.

@@ -57,7 +57,7 @@ class RetrievalOptions(Options):
 
 
 class RetrievalHeads(AttentionProbe):
-    """Retrieval score of every query head.
+    """Retrieval score of every query head: how often its strongest weight lies on the needle token being copied.
 
     Only the rows of weights at the answer's tokens are looked at, one position each. Wrong answers are counted and left
     out of the scores.

@@ -106,7 +106,7 @@ def label(lifetime: int, layers: int, absolute: bool = False) -> str:
 
 
 class SecondarySinks(Probe):
-    """Sinks of every row that is read, by their levels.
+    """Later tokens whose hidden states come close to the first one's for some layers: where they begin and end.
 
     Only the cosines ``(L, T)`` with each candidate are kept, never the hidden states. Every pass is one row, whole.
     """
