@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from plait.errors import OptionError
+from plait.ops.visibility import Lists, Visibility
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 INTEGERS = frozenset({torch.int32, torch.int64})
@@ -173,6 +174,137 @@ def softmax(
             raise OptionError(f"{op}: sums=True is for every key, without index.")
         _lists(op, index, counts, batch, heads, kv_heads, -(-length // block), -(-slots // page))
     return bool(batch and heads and length and v.shape[3] and slots)
+
+
+def softmax_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    visibility: Any,
+    scale: Any,
+    softcap: Any,
+    bias: Any,
+    sink_logits: Any,
+    lengths: Any,
+    cu_seqlens: Any,
+    first: Any,
+) -> tuple[float, Tensor | None, tuple[int, ...] | None, int]:
+    """Checks softmax ``attention``.
+
+    Returns:
+        The scale, the first real slot of each row, the borders of documents, and the slot of the first query.
+    """
+    op = "attention"
+    _queries_keys_values(op, q, k, v, (("bias", bias), ("sink_logits", sink_logits)))
+    batch, length, heads, width = q.shape
+    stored = k.shape[1]
+    if not isinstance(visibility, Visibility) or isinstance(visibility, Lists):
+        raise OptionError(
+            f"{op}: visibility must be one of plait.ops.visibility such as Causal(), got {type(visibility).__name__}; "
+            "lists of pages go to sparse_attention."
+        )
+    full = (batch, heads, length, stored)
+    if bias is not None and (bias.dim() != 4 or any(x not in (1, y) for x, y in zip(bias.shape, full, strict=True))):
+        raise OptionError(f"{op}: bias {_show(bias)} must be (B, H, T, S) = {full}, or 1 on any axis.")
+    _sinks(op, sink_logits, heads)
+    if first is None:
+        first = stored - length if visibility.causal else max(0, stored - length)
+    if type(first) is not int or first < 0 or (visibility.causal and first + length > stored):
+        raise OptionError(f"{op}: first={first!r} must be a slot from 0 to S - T = {stored} - {length}.")
+    starts = borders = None
+    if cu_seqlens is not None:
+        if lengths is not None or length != stored:
+            raise OptionError(f"{op}: cu_seqlens needs as many keys as queries, and no lengths.")
+        edges = _borders(op, cu_seqlens, batch, length)
+        borders = None if edges is None else tuple(edges.tolist())
+    elif lengths is not None:
+        if not isinstance(lengths, Tensor) or lengths.dtype not in INTEGERS or lengths.shape != (batch,):
+            raise OptionError(f"{op}: lengths must be (B,) = {(batch,)} whole numbers, got {_kind(lengths)}.")
+        low, high = _range(lengths)
+        if low < 0 or high > stored:
+            raise OptionError(f"{op}: lengths must lie in 0..S = {stored}, got {low} to {high}.")
+        starts = stored - lengths.to(q.device, torch.int64)
+    return _softmax_scale(op, scale, softcap, width), starts, borders, first
+
+
+def sparse_softmax(
+    q: Any,
+    k: Any,
+    v: Any,
+    index: Any,
+    counts: Any,
+    block: Any,
+    page: Any,
+    scale: Any,
+    softcap: Any,
+    sink_logits: Any,
+    first: Any,
+) -> tuple[float, Tensor]:
+    """Checks ``sparse_attention``; returns the scale and the counts.
+
+    What stands in the lists is read on a CPU only: elsewhere that would wait for the device once a layer.
+    """
+    op = "sparse_attention"
+    _queries_keys_values(op, q, k, v, (("sink_logits", sink_logits),))
+    batch, length, heads, width = q.shape
+    stored = k.shape[1]
+    _sinks(op, sink_logits, heads)
+    for name, number, least in (("first", first, 0), ("block", block, 1), ("page", page, 1)):
+        if type(number) is not int or number < least:
+            raise OptionError(f"{op}: {name}={number!r} must be a whole number of at least {least}.")
+    if first + length > stored:
+        raise OptionError(f"{op}: first={first} and {length} queries reach beyond the {stored} keys.")
+    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.device != q.device or index.dim() != 4:
+        raise OptionError(f"{op}: index must be (B, X, M, K) int64 on {q.device}, got {_kind(index)}.")
+    blocks, pages = -(-length // block), -(-stored // page)
+    if index.shape[0] != batch or _no_multiple(heads, index.shape[1]) or index.shape[2] != blocks:
+        raise OptionError(
+            f"{op}: index {_show(index)} must be (B, X, M, K): B = {batch}, X a divisor of {heads}, M = {blocks}."
+        )
+    if counts is None:
+        counts = index.new_full(index.shape[:3], index.shape[3])
+    elif (
+        not isinstance(counts, Tensor)
+        or counts.dtype != torch.int64
+        or counts.device != q.device
+        or counts.shape != index.shape[:3]
+    ):
+        raise OptionError(f"{op}: counts must be (B, X, M) = {tuple(index.shape[:3])} int64, got {_kind(counts)}.")
+    if q.is_cpu:
+        low, high = _range(counts)
+        if low < 0 or high > index.shape[3]:
+            raise OptionError(f"{op}: counts lie in {low}..{high} and must in 0..{index.shape[3]}.")
+        counted = torch.arange(index.shape[3]) < counts[..., None]
+        low, high = _range(index.masked_fill(~counted, 0))
+        if low < 0 or high >= max(pages, 1):
+            raise OptionError(f"{op}: index names pages {low} to {high}; the keys have {pages}, counted from 0.")
+    return _softmax_scale(op, scale, softcap, width), counts
+
+
+def _queries_keys_values(op: str, q: Any, k: Any, v: Any, optional: Named) -> None:
+    _floats(op, (("q", q), ("k", k), ("v", v)), optional)
+    if q.dim() != 4 or k.dim() != 4 or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise OptionError(f"{op}: q {_show(q)} must be (B, T, H, D) and k {_show(k)} (B, S, N, D).")
+    if _no_multiple(q.shape[2], k.shape[2]):
+        raise OptionError(f"{op}: the {k.shape[2]} heads of k must divide the {q.shape[2]} of q.")
+    if v.dim() != 4 or v.shape[:3] != k.shape[:3]:
+        raise OptionError(f"{op}: v {_show(v)} must be (B, S, N, Dv) with the (B, S, N) of k {_show(k)}.")
+    if not q.dtype == k.dtype == v.dtype:
+        raise OptionError(f"{op}: q, k and v must have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}.")
+
+
+def _sinks(op: str, sink_logits: Tensor | None, heads: int) -> None:
+    if sink_logits is not None and (sink_logits.dim() not in (1, 2) or sink_logits.shape[0] != heads):
+        raise OptionError(f"{op}: sink_logits {_show(sink_logits)} must be (H,) or (H, m) with H = {heads}.")
+
+
+def _softmax_scale(op: str, scale: Any, softcap: Any, width: int) -> float:
+    if softcap is not None and (isinstance(softcap, bool) or not isinstance(softcap, (int, float)) or not softcap > 0):
+        raise OptionError(f"{op}: softcap={str(softcap)[:40]} must be None or a number above 0.")
+    if scale is None:
+        return width**-0.5 if width else 1.0
+    _scale(op, scale)
+    return float(scale)
 
 
 def _lists(op: str, index: Any, counts: Any, batch: int, heads: int, kv_heads: int, blocks: int, pages: int) -> None:

@@ -1,4 +1,4 @@
-/* Softmax attention of blocks of queries over chosen keys, forward only. Scores stand with a key to a row and a query to
+/* Softmax attention of blocks of queries over chosen keys, and its gradients. Scores stand with a key to a row and a query to
    a lane, so that the softmax never sums across lanes; keys are read where they lie, values are copied together. */
 #include "matrix.h"
 #include "parallel.h"
@@ -12,11 +12,16 @@ typedef struct {
     const float *q, *k, *v;  /* (B, H, T, D), (B, G, S, D), (B, G, S, DV), channels contiguous */
     float *o;                /* (B, H, T, DV), contiguous */
     float *sums;             /* (B, H, S): what a key receives from all queries; NULL where nobody asks */
+    float *lse;              /* (B, H, T): log of each query's sum; NULL where nobody asks */
+    const float *d_o, *rest; /* gradients: of o, and d_o o less that of lse (B, H, T), all contiguous */
+    float *d_q, *d_k, *d_v;  /* (B, H, T, D); (parts, B, G, S, D) and (parts, B, G, S, DV), zeros at first */
     const int64_t *index;    /* pages of keys; NULL for every key */
     const int64_t *begin, *end; /* (B, X, M): where the pages of a block of queries stand in index */
     int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token; /* strides */
     int64_t B, H, X, G, T, S, D, DV; /* X: heads that choose keys for themselves, each for H / X query heads */
     int64_t block, page, first;      /* queries of a block; keys of a page; position of the first query */
+    int64_t window, sinks;           /* of the keys, a query sees the last and the first ones; 0: all up to its own */
+    int64_t parts;                   /* shares of the blocks whose gradients of keys and values stand apart */
     float scale;
 } softmax;
 
@@ -73,7 +78,11 @@ static void expect_rows(const work *w, int64_t count) {
     }
 }
 
-/* s (keys, queries) = K Q^T, with NEVER where a query comes before a key. */
+static void never_where(float *s, ivec hidden) {
+    store(s, (vec)(((ivec)load(s) & ~hidden) | ((ivec)splat(NEVER) & hidden)));
+}
+
+/* s (keys, queries) = K Q^T, with NEVER where a query does not see a key. */
 static void score(work *w, int64_t count) {
     const softmax *g = w->g;
     expect_rows(w, count);
@@ -97,10 +106,11 @@ static void score(work *w, int64_t count) {
             for (int64_t i = 0; i < w->columns; i += W) store(s + i, splat(NEVER));
         } else if (w->slot[j] > w->earliest) {
             ivec slot = w->slot[j] - (ivec){0};
-            for (int64_t i = 0; i < w->columns; i += W) {
-                ivec later = *(const ivec *)(w->position + i) < slot;
-                store(s + i, (vec)(((ivec)load(s + i) & ~later) | ((ivec)splat(NEVER) & later)));
-            }
+            for (int64_t i = 0; i < w->columns; i += W) never_where(s + i, *(const ivec *)(w->position + i) < slot);
+        }
+        if (j < count && g->window && w->slot[j] >= g->sinks && w->latest - w->slot[j] >= g->window) {
+            ivec end = (int32_t)(w->slot[j] + g->window - 1) - (ivec){0};
+            for (int64_t i = 0; i < w->columns; i += W) never_where(s + i, *(const ivec *)(w->position + i) > end);
         }
     }
 }
@@ -184,6 +194,10 @@ static void attend_block(const softmax *g, int64_t b, int64_t x, int64_t m, floa
                     accumulate(&w, count);
             }
             if (pass) break;
+            for (int64_t i = 0; g->lse && i < w.rows; i++) {
+                int64_t row = r + i, token = begin + row % length, h = x * group + row / length;
+                g->lse[(b * g->H + h) * g->T + token] = w.most[i] > NEVER ? w.most[i] + logf(w.total[i]) : -INFINITY;
+            }
             for (int64_t i = 0; i < w.columns; i++) /* 0 for a query that saw none of its keys */
                 w.total[i] = i < w.rows && w.most[i] > NEVER ? 1 / w.total[i] : 0;
             for (int64_t i = 0; i < w.rows; i++) {
@@ -211,4 +225,109 @@ int plait_softmax(softmax *g, int threads, team gomp) {
     expect_to_fill(g->o, g->B * g->H * g->T * g->DV);
     if (g->sums) return run_pieces(one_head, g, heads, scratch_floats(g), threads, gomp); /* no two write one sum */
     return run_pieces(one_block, g, heads * blocks(g), scratch_floats(g), threads, gomp);
+}
+
+/* Memory of a thread for gradients: queries and what they get with a query to a row and to a lane. */
+typedef struct {
+    work w;
+    float *q, *d_o, *d_o_lanes, *d_q, *d_s, *lse, *rest, *values, *product;
+} gradient;
+
+static size_t gradient_floats(const softmax *g) {
+    int64_t keys = padded(g->D), values = padded(g->DV), most = keys > values ? keys : values;
+    return QUERIES * (g->D + TILE * 2 + 2 * keys + values + g->DV + 2) + TILE * (keys + values + most);
+}
+
+/* Rows of keys or values side by side, with zeros up to `width` channels and whole groups of rows. */
+static void gather(const work *w, int64_t count, const float *from, int64_t stride, int64_t channels, int64_t width,
+                   float *to) {
+    memset(to, 0, (count + ROWS - 1) / ROWS * ROWS * width * sizeof(float));
+    for (int64_t j = 0; j < count; j++) memcpy(to + j * width, from + w->slot[j] * stride, channels * sizeof(float));
+}
+
+static void add_rows(const work *w, int64_t count, const float *from, int64_t width, float *to, int64_t channels) {
+    for (int64_t j = 0; j < count; j++) {
+        float *row = to + w->slot[j] * channels;
+        for (int64_t c = 0; c < channels; c++) row[c] += from[j * width + c];
+    }
+}
+
+/* What these keys get from the block's queries, and the queries from them. */
+static void pass_back(gradient *d, int64_t count, float *d_k, float *d_v) {
+    work *w = &d->w;
+    const softmax *g = w->g;
+    int64_t columns = w->columns, rows = (count + ROWS - 1) / ROWS * ROWS, width = padded(g->D), wide = padded(g->DV);
+    gather(w, count, w->v, g->v_token, g->DV, wide, d->values);
+    score(w, count);
+    product(rows, columns, g->DV, d->values, wide, 1, d->d_o_lanes, columns, d->d_s, columns, SET);
+    for (int64_t j = 0; j < rows; j++)
+        for (int64_t i = 0; i < columns; i += W) {
+            vec p = exponential(load(w->s + j * columns + i) - load(d->lse + i));
+            store(w->s + j * columns + i, p);
+            store(d->d_s + j * columns + i, p * (load(d->d_s + j * columns + i) - load(d->rest + i)));
+        }
+    product(rows, wide, columns, w->s, columns, 1, d->d_o, wide, d->product, wide, SET);
+    add_rows(w, count, d->product, wide, d_v, g->DV);
+    product(rows, width, columns, d->d_s, columns, 1, d->q, width, d->product, width, SET);
+    add_rows(w, count, d->product, width, d_k, g->D);
+    const float *keys = w->k + w->slot[0] * g->k_token;
+    int64_t stride = g->k_token;
+    if (width != g->D || side_by_side(w, 0, count) < count)
+        gather(w, count, w->k, g->k_token, g->D, width, w->keys), keys = w->keys, stride = width;
+    product(columns, width, count, d->d_s, 1, columns, keys, stride, d->d_q, width, ADD);
+}
+
+/* Block m of the queries of owner x: writes d_q, adds to d_k and d_v (S, channels). */
+static void block_back(const softmax *g, int64_t b, int64_t x, int64_t m, float *d_k, float *d_v, float *scratch) {
+    int64_t group = g->H / g->X, begin = m * g->block, width = padded(g->D), wide = padded(g->DV);
+    int64_t length = g->T - begin < g->block ? g->T - begin : g->block, all = group * length;
+    int64_t kv = x / (g->X / g->G), place = (b * g->X + x) * blocks(g) + m;
+    gradient d = {.w = {.g = g, .k = g->k + b * g->k_batch + kv * g->k_head, .v = g->v + b * g->v_batch + kv * g->v_head}};
+    work *w = &d.w;
+    w->q = scratch, w->s = w->q + QUERIES * g->D, d.d_s = w->s + QUERIES * TILE, d.q = d.d_s + QUERIES * TILE;
+    d.d_q = d.q + QUERIES * width, d.d_o = d.d_q + QUERIES * width, d.d_o_lanes = d.d_o + QUERIES * wide;
+    d.lse = d.d_o_lanes + QUERIES * g->DV, d.rest = d.lse + QUERIES, w->keys = d.rest + QUERIES;
+    d.values = w->keys + TILE * width, d.product = d.values + TILE * wide;
+    for (int64_t r = 0; r < all; r += QUERIES) {
+        w->rows = all - r < QUERIES ? all - r : QUERIES, w->columns = padded(w->rows);
+        w->earliest = INT64_MAX, w->latest = -1;
+        memset(d.q, 0, w->columns * width * sizeof(float)), memset(d.d_q, 0, w->columns * width * sizeof(float));
+        memset(d.d_o, 0, w->columns * wide * sizeof(float));
+        for (int64_t i = 0; i < w->columns; i++) {
+            int64_t row = r + (i < w->rows ? i : 0), token = begin + row % length, h = x * group + row / length;
+            int64_t position = g->first + token, at = (b * g->H + h) * g->T + token;
+            const float *q = g->q + b * g->q_batch + h * g->q_head + token * g->q_token, *d_o = g->d_o + at * g->DV;
+            int real = i < w->rows;
+            for (int64_t c = 0; c < g->D; c++) w->q[c * w->columns + i] = real ? q[c] * g->scale : 0;
+            for (int64_t c = 0; c < g->DV; c++) d.d_o_lanes[c * w->columns + i] = real ? d_o[c] : 0;
+            for (int64_t c = 0; real && c < g->D; c++) d.q[i * width + c] = q[c] * g->scale;
+            if (real) memcpy(d.d_o + i * wide, d_o, g->DV * sizeof(float));
+            d.lse[i] = real && g->lse[at] > NEVER ? g->lse[at] : -NEVER; /* no weight for those without keys */
+            d.rest[i] = real ? g->rest[at] : 0;
+            w->position[i] = (int32_t)position;
+            w->earliest = position < w->earliest ? position : w->earliest;
+            w->latest = position > w->latest ? position : w->latest;
+        }
+        w->next = 0, w->index = g->index + g->begin[place], w->end = g->index + g->end[place];
+        for (int64_t count; (count = next_keys(w));) pass_back(&d, count, d_k, d_v);
+        for (int64_t i = 0; i < w->rows; i++) {
+            int64_t row = r + i, token = begin + row % length, h = x * group + row / length;
+            float *to = g->d_q + ((b * g->H + h) * g->T + token) * g->D;
+            for (int64_t c = 0; c < g->D; c++) to[c] = d.d_q[i * width + c] * g->scale;
+        }
+    }
+}
+
+/* A part of the blocks of all owners of one key head: no other piece writes to the same keys and values. */
+static void one_part(void *job, int64_t index, float *scratch) {
+    const softmax *g = job;
+    int64_t heads = g->B * g->G, part = index / heads, head = index % heads, owners = g->X / g->G;
+    float *d_k = g->d_k + index * g->S * g->D, *d_v = g->d_v + index * g->S * g->DV;
+    for (int64_t x = 0; x < owners; x++)
+        for (int64_t m = part; m < blocks(g); m += g->parts)
+            block_back(g, head / g->G, head % g->G * owners + x, m, d_k, d_v, scratch);
+}
+
+int plait_softmax_backward(softmax *g, int threads, team gomp) {
+    return run_pieces(one_part, g, g->parts * g->B * g->G, gradient_floats(g), threads, gomp);
 }

@@ -1,4 +1,4 @@
-"""Softmax attention over chosen keys through the compiled kernel, forward only.
+"""Softmax attention over chosen keys through the compiled kernel.
 
 A gathered product reads each key twice and writes it once before it multiplies; the kernel multiplies keys where they
 lie.
@@ -6,12 +6,14 @@ lie.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from plait.ops import checks
 from plait.ops.dispatch import resolve
-from plait.ops.native.kernel import tracing
+from plait.ops.native.kernel import Operator, resolved, tracing
 from plait.ops.native.library import Softmax, call, pointer
 from plait.ops.native.status import refuses
 
@@ -109,3 +111,177 @@ def _rows(index: Tensor) -> Tensor:
 
 
 _AXES = ((0, "batch"), (1, "head"), (2, "token"))
+
+
+def over_lists(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    counts: Tensor,
+    scale: float,
+    block: int,
+    page: int,
+    first: int,
+    window: int = 0,
+    sinks: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Attention over listed pages with the log of each query's sum; differentiable once.
+
+    Args:
+        q, k, v: ``(B, H, T, D)``, ``(B, G, S, D)`` and ``(B, G, S, Dv)`` in fp16, bf16 or fp32, checked.
+        index: ``(B, X, M, K)``, X a multiple of G; or 1 in place of B and X, for the same list everywhere.
+        counts: its first three axes.
+        scale: factor on the scores.
+        block, page, first: as in :func:`attend`.
+        window: of the listed keys, a query sees the last ``window`` up to its own, and
+        sinks: those of the first ``sinks`` of all; 0 for every listed key up to its own.
+
+    Returns:
+        ``(B, H, T, Dv)`` in v's dtype and ``(B, H, T)`` in fp32.
+    """
+    dtype = v.dtype
+    q, k, v = map(_rows_of_channels, (q, k, v))
+    o, lse = _lists(q, k, v, index, counts, scale, block, page, first, window, sinks)
+    return o.to(dtype), lse
+
+
+def _rows_of_channels(x: Tensor) -> Tensor:
+    x = resolved(x.float())
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous(memory_format=torch.contiguous_format)
+
+
+def _arguments(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor, counts: Tensor, numbers: dict[str, int], scale: float
+) -> tuple[Softmax, tuple[Tensor, ...]]:
+    """All but the results; and the tensors that must stay while the kernel runs."""
+    batch, heads, length, width = q.shape
+    owners = k.shape[1] if index.shape[1] == 1 else index.shape[1]
+    index = index.contiguous()
+    begin = _rows(index).view(index.shape[:3])
+    end = begin + counts
+    begin, end = (x.expand(batch, owners, -1).contiguous() for x in (begin, end))
+    arguments = Softmax(
+        **{name: pointer(x) for name, x in {"q": q, "k": k, "v": v}.items()},
+        **{name: pointer(x) for name, x in {"index": index, "begin": begin, "end": end}.items()},
+        **{f"{n}_{axis}": x.stride(i) for n, x in zip("qkv", (q, k, v), strict=True) for i, axis in _AXES},
+        **numbers,
+        B=batch,
+        H=heads,
+        X=owners,
+        G=k.shape[1],
+        T=length,
+        S=k.shape[2],
+        D=width,
+        DV=v.shape[3],
+        scale=scale,
+    )
+    return arguments, (index, begin, end)
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    counts: Tensor,
+    scale: float,
+    block: int,
+    page: int,
+    first: int,
+    window: int,
+    sinks: int,
+) -> tuple[Tensor, Tensor]:
+    o, lse = _fake_forward(q, k, v, index, counts, scale, block, page, first, window, sinks)
+    if not index.numel():  # an empty list has no address: it would mean every key
+        return o.zero_(), lse.fill_(float("-inf"))
+    numbers = {"block": block, "page": page, "first": first, "window": window, "sinks": sinks}
+    arguments, _kept = _arguments(q, k, v, index, counts, numbers, scale)
+    arguments.o, arguments.lse = pointer(o), pointer(lse)
+    call("softmax", arguments)
+    return o, lse
+
+
+def _fake_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    counts: Tensor,
+    scale: float,
+    block: int,
+    page: int,
+    first: int,
+    window: int,
+    sinks: int,
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
+
+
+def _gradients(
+    d_o: Tensor,
+    rest: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    counts: Tensor,
+    scale: float,
+    block: int,
+    page: int,
+    first: int,
+    window: int,
+    sinks: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, kv_heads = k.shape[:2]
+    d_q = q.new_empty(q.shape)
+    parts = max(1, -(-torch.get_num_threads() // (batch * kv_heads)))
+    d_k, d_v = (x.new_zeros(parts, *x.shape) for x in (k, v))
+    if not index.numel():
+        return d_q.zero_(), d_k[0], d_v[0]
+    numbers = {"block": block, "page": page, "first": first, "window": window, "sinks": sinks, "parts": parts}
+    arguments, _kept = _arguments(q, k, v, index, counts, numbers, scale)
+    results = {"d_o": d_o, "rest": rest, "lse": lse, "d_q": d_q, "d_k": d_k, "d_v": d_v}
+    for name, x in results.items():
+        setattr(arguments, name, pointer(x))
+    call("softmax_backward", arguments)
+    return d_q, *((x.sum(0) if parts > 1 else x[0]) for x in (d_k, d_v))
+
+
+def _fake_gradients(
+    d_o: Tensor,
+    rest: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    counts: Tensor,
+    scale: float,
+    block: int,
+    page: int,
+    first: int,
+    window: int,
+    sinks: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, index, counts, *ctx.numbers = inputs
+    ctx.save_for_backward(q, k, v, *output, index, counts)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, d_o: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, o, lse, index, counts = ctx.saved_tensors
+    d_o = torch.zeros_like(o) if d_o is None else resolved(d_o).contiguous()
+    rest = (d_o * o).sum(-1)
+    rest = rest if d_lse is None else rest - d_lse
+    found = _lists_backward(d_o, rest.contiguous(), q, k, v, lse, index, counts, *ctx.numbers)
+    return *found, *(None,) * 8
+
+
+_lists = Operator("softmax_lists", _forward, _fake_forward, _setup, _backward)
+_lists_backward = Operator("softmax_lists_backward", _gradients, _fake_gradients)
