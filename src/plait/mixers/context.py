@@ -34,6 +34,8 @@ class Context:
             meter is wanted; else None.
         sequence: where other processes hold the rest of each row, the ways to them; else None.
         update_running_state: False when nothing but the output may change (evaluation, recomputation).
+        before: what was shared before a checkpointed block ran on this context, so that it finds the same when it
+            computes again; None while it has not run.
     """
 
     positions: Tensor
@@ -46,6 +48,7 @@ class Context:
     pairs: dict[int, int] | None = None
     sequence: SequenceShard | None = None
     update_running_state: bool = True
+    before: dict[str, Any] | None = None
 
     @classmethod
     def plain(cls, x: Tensor, **options: Any) -> Context:
@@ -55,7 +58,7 @@ class Context:
 
     def for_layer(self, state: LayerState | None) -> Context:
         """The same pass with another layer's memory; everything shared stays shared."""
-        return replace(self, state=state)
+        return replace(self, state=state, before=None)
 
     def piece(self, first: int, last: int) -> Context:
         """The same pass for the slots from ``first`` up to ``last`` alone; layers share nothing with the whole pass."""

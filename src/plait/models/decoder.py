@@ -10,7 +10,6 @@ Parameter names follow flash-linear-attention: ``model.embeddings``, ``model.lay
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from plait.errors import CacheError, OptionError
@@ -29,11 +29,12 @@ from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.loss import IGNORED, cross_entropy, fits, shifted
 from plait.models.padding import arrange
 from plait.models.pretrained import PlaitPreTrainedModel, SharedParameters
+from plait.models.recomputation import reentrant, refuse_lost_gradients, refuse_lost_losses
 from plait.models.sharded import count_targets, enter, place_following, sum_loss
 from plait.nn import RMSNorm, SwiGLU
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """``h = x + Mixer(RMS(x)); y = h + SwiGLU(RMS(h))``, or, for a layer type in ``post_norm``, norms behind.
 
     Args:
@@ -41,9 +42,6 @@ class Block(nn.Module):
         spec: the mixer of this layer.
         index: depth, from 0.
     """
-
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., Tensor]
 
     def __init__(self, config: PlaitConfig, spec: LayerSpec, index: int) -> None:
         super().__init__()
@@ -56,16 +54,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
         """``x`` ``(B, T, d)``; ``shared`` are the model-level parameters of this layer's type."""
-        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
-            return self._compute(x, context, shared)
-        before, contexts = dict(context.shared), [context]
-
-        def recomputable(x: Tensor) -> Tensor:
-            # the first call acts; repeated ones find what it found, so that they make what it made, and leave no trace
-            quiet: dict[str, Any] = {"shared": dict(before), "update_running_state": False, "losses": {}, "pairs": None}
-            return self._compute(x, contexts.pop() if contexts else replace(context, **quiet), shared)
-
-        return self._gradient_checkpointing_func(recomputable, x)
+        if context.before is not None:  # computed again for the backward pass: find what it found, leave no trace
+            context = replace(context, shared=dict(context.before), update_running_state=False, losses={}, pairs=None)
+        elif self.gradient_checkpointing and self.training:
+            context.before = dict(context.shared)
+        y = self._compute(x, context, shared)
+        if self.training and reentrant(self):
+            refuse_lost_gradients(context.shared, self.attn.layer)
+        return y
 
     def _compute(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
         if self.post_norm:
@@ -172,6 +168,8 @@ class PlaitModel(PlaitPreTrainedModel):
                 x = block(x, context.for_layer(None if layer is None else layer.state), shared)
             if output_hidden_states and index + 1 < len(self.layers):
                 hidden_states.append(layout.outward(x))
+        if context.losses and self.training and torch.is_grad_enabled():
+            refuse_lost_losses(self.layers)
         if cache is not None:
             cache.advance(length, layout.padding)
         x = layout.outward(self.norm(x))

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from plait.errors import OptionError
 from plait.mixers.base import Mixer
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.nn import GatedRMSNorm, RMSNorm
@@ -78,11 +77,6 @@ class PlaitPreTrainedModel(PreTrainedModel):
         gradient_checkpointing_func: Callable[..., Any] = checkpoint,
         every_n_layers: int = 1,
     ) -> None:
-        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
-            raise OptionError(
-                "Gradient checkpointing with use_reentrant=True would lose gradients of parameters that layers share; "
-                "pass gradient_checkpointing_kwargs={'use_reentrant': False}."
-            )
         if gradient_checkpointing_func is checkpoint:
             gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
