@@ -10,6 +10,7 @@ import pytest
 
 from plait.cli.evaluate_suites import print_scores
 from plait.errors import DataError
+from plait.evaluation.baselines import compressed
 from plait.evaluation.compare import compare
 from plait.evaluation.results import SAMPLES, digest, read_result, results_in
 
@@ -86,3 +87,13 @@ def test_samples_of_other_numbers_are_not_compared(tmp_path: Path) -> None:
     write(tmp_path / "b", spec={"task": "x"}, per_sample=[1.0])
     with pytest.raises(DataError, match="A has 2 samples and B has 1"):
         compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_bits_per_byte_of_a_text_stand_beside_compressors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"perplexity": {"bits_per_byte": 2.0}, "baselines": compressed(b"a" * 800)}
+    print_scores([read_result(write(tmp_path, more=more))])
+    said = capsys.readouterr().out
+    assert "of the same 800 bytes: gzip" in said
+    assert "The model is not better than gzip." in said

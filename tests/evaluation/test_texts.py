@@ -62,6 +62,7 @@ def test_a_short_text_has_no_loss_by_context(subject: Subject, tmp_path: Path) -
     path = tmp_path / "short.txt"
     path.write_text("only this")
     score = TextMeasurement(str(path), 64).run(subject, Batches(2, subject.device), lambda *_: None)
+    assert score.more["baselines"]["bytes"] == len("only this")
     assert (len(score.per_sample), score.interval, score.more["by_context"]) == (1, "none", [])
 
 
