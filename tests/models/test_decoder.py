@@ -197,7 +197,6 @@ def test_auxiliary_losses_are_added(build, tokens, monkeypatch: pytest.MonkeyPat
     [
         ({}, OptionError, "exactly one"),
         ({"input_ids": torch.ones(1, 3).long(), "inputs_embeds": torch.ones(1, 3, 16)}, OptionError, "exactly one"),
-        ({"input_ids": torch.ones(1, 3).long(), "output_attentions": True}, OptionError, "effective_weights"),
         ({"input_ids": torch.ones(1, 3).long(), "head_mask": 1}, OptionError, "head_mask"),
         ({"input_ids": torch.ones(1, 3).long(), "labels": torch.ones(1, 4).long()}, OptionError, r"\(1, 4\)"),
         ({"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.ones(1, 2)}, OptionError, r"\(1, 3\)"),

@@ -110,6 +110,7 @@ class Attention(ConvolvedMixer):
     Options = AttentionOptions
     options: AttentionOptions
     shards_sequence = True
+    has_weights = True
 
     def __init__(self, dims: Dims, options: AttentionOptions, layer: int) -> None:
         super().__init__(dims, options, layer)
@@ -164,6 +165,8 @@ class Attention(ConvolvedMixer):
             k, v, start = context.state["kv"].append(k, v, context.padding)  # type: ignore[attr-defined]
         if context.pairs is not None:
             count_pairs(context, self.layer, q, k.shape[1], start, self.options.window)
+        if context.attentions is not None and context.sequence is None:
+            context.attentions.append(softmax_weights(q, k, start, context, self.options.window))
         if context.sequence is not None:
             o = context.sequence.attend(q, k, v, self.options.window)
         elif context.cu_seqlens is None:
@@ -198,9 +201,7 @@ class Attention(ConvolvedMixer):
     def effective_weights(self, x: Tensor, context: Context | None = None) -> Tensor:
         context = replace(context or Context.plain(x), state=None)
         q, k, _ = self.queries_keys_values(x, context)
-        k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-        scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
-        return visible_softmax(scores, context, self.options.window)
+        return softmax_weights(q, k, context.padding, context, self.options.window)
 
 
 def scaled_queries(q: Tensor, positions: Tensor, constant: float) -> Tensor:
@@ -217,14 +218,29 @@ def scaled_queries(q: Tensor, positions: Tensor, constant: float) -> Tensor:
     return (q * factor[..., None, None]).to(q.dtype)
 
 
-def visible_softmax(scores: Tensor, context: Context, window: int | None) -> Tensor:
-    """Softmax of ``scores`` ``(B, H, T, T)`` over the keys that each query of an uncached pass sees."""
-    slots = torch.arange(scores.shape[-1], device=scores.device)
-    mask = visible(slots, slots, context.padding, window)
+def softmax_weights(q: Tensor, k: Tensor, start: Tensor | None, context: Context, window: int | None) -> Tensor:
+    """What :func:`attend` multiplies the values with, as a matrix.
+
+    Args:
+        q: ``(B, T, H, D)``, at slots S - T to S - 1.
+        k: ``(B, S, N, D)``.
+        start: ``(B,)`` first real slot of each row, or None.
+        context: of the pass, whose documents see themselves alone.
+        window: tokens that a query sees, or None.
+
+    Returns:
+        ``(B, H, T, S)`` in the dtype of ``q``; the softmax is made in fp32 at least.
+    """
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
+    slots = torch.arange(k.shape[1], device=k.device)
+    queries = slots[k.shape[1] - q.shape[1] :]
+    mask = visible(queries, slots, start, window)
     if context.cu_seqlens is not None:
         document = torch.searchsorted(context.cu_seqlens, slots, right=True)
-        mask = mask & (document[:, None] == document)
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1)
+        mask = mask & (document[queries, None] == document)
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=dtype).to(q.dtype)
 
 
 def visible(queries: Tensor, keys: Tensor, start: Tensor | None, window: int | None) -> Tensor:

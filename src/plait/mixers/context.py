@@ -32,6 +32,7 @@ class Context:
         losses: auxiliary losses by name, summed by the model with their weights.
         pairs: products of a query with a key scored so far, summed over rows and query heads, by layer, when a
             meter is wanted; else None.
+        attentions: weights of the softmax layers ``(B, H, T, S)`` of this pass, in their order, when wanted; else None.
         sequence: where other processes hold the rest of each row, the ways to them; else None.
         update_running_state: False when nothing but the output may change (evaluation, recomputation).
         before: what was shared before a checkpointed block ran on this context, so that it finds the same when it
@@ -46,6 +47,7 @@ class Context:
     shared: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
     pairs: dict[int, int] | None = None
+    attentions: list[Tensor] | None = None
     sequence: SequenceShard | None = None
     update_running_state: bool = True
     before: dict[str, Any] | None = None
@@ -63,7 +65,9 @@ class Context:
     def piece(self, first: int, last: int) -> Context:
         """The same pass for the slots from ``first`` up to ``last`` alone; layers share nothing with the whole pass."""
         padding = None if self.padding is None else (self.padding - first).clamp(0, last - first)
-        return replace(self, positions=self.positions[:, first:last], padding=padding, shared={}, pairs=None)
+        return replace(
+            self, positions=self.positions[:, first:last], padding=padding, shared={}, pairs=None, attentions=None
+        )
 
     @property
     def real(self) -> Tensor | None:

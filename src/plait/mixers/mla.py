@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import CacheError
-from plait.mixers.attention import attend, attend_documents, count_pairs, visible_softmax
+from plait.mixers.attention import attend, attend_documents, count_pairs, softmax_weights
 from plait.mixers.base import Cost, Dims, Mixer, MixerOptions
 from plait.mixers.context import Context
 from plait.mixers.linear import default_heads, linear, split_heads
@@ -95,6 +95,7 @@ class MLA(Mixer):
     Options = MLAOptions
     options: MLAOptions
     shards_sequence = True
+    has_weights = True
 
     def __init__(self, dims: Dims, options: MLAOptions, layer: int) -> None:
         super().__init__(dims, options, layer)
@@ -147,6 +148,9 @@ class MLA(Mixer):
             )
         if context.pairs is not None:
             count_pairs(context, self.layer, q, latent.shape[1], start, None)
+        if context.attentions is not None and context.sequence is None:
+            k, _ = self.keys_values(latent, shared)
+            context.attentions.append(softmax_weights(q, k, start, context, None))
         if context.sequence is not None:
             o = context.sequence.attend(q, *self.keys_values(latent, shared), None)
         elif context.phase == "decode" and _is_matrix(self.kv_b_proj):
@@ -188,7 +192,7 @@ class MLA(Mixer):
         context = replace(context or Context.plain(x), state=None)
         q = self.queries(x, context)
         k, _ = self.keys_values(*self.latents(x, context))
-        return visible_softmax(torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5, context, None)
+        return softmax_weights(q, k, context.padding, context, None)
 
 
 def _is_matrix(module: nn.Module) -> bool:

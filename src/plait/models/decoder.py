@@ -27,7 +27,7 @@ from plait.mixers.shard import SequenceShard
 from plait.models.cache import CACHE_NAME, PlaitCache, croppable
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.loss import IGNORED, cross_entropy, fits, shifted
-from plait.models.padding import arrange
+from plait.models.padding import Arrangement, arrange
 from plait.models.pretrained import PlaitPreTrainedModel, SharedParameters
 from plait.models.recomputation import reentrant, refuse_lost_gradients, refuse_lost_losses
 from plait.models.sharded import count_targets, enter, place_following, sum_loss
@@ -56,6 +56,7 @@ class Block(GradientCheckpointingLayer):
         """``x`` ``(B, T, d)``; ``shared`` are the model-level parameters of this layer's type."""
         if context.before is not None:  # computed again for the backward pass: find what it found, leave no trace
             context = replace(context, shared=dict(context.before), update_running_state=False, losses={}, pairs=None)
+            context.attentions = None if context.attentions is None else []
         elif self.gradient_checkpointing and self.training:
             context.before = dict(context.shared)
         y = self._compute(x, context, shared)
@@ -126,6 +127,7 @@ class PlaitModel(PlaitPreTrainedModel):
         use_cache: bool | None = None,
         cu_seqlens: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         cache: PlaitCache | None = None,
         **kwargs: Any,
@@ -158,6 +160,8 @@ class PlaitModel(PlaitPreTrainedModel):
         x = layout.inward(x)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            context.attentions = []
         hidden_states = [layout.outward(x)] if output_hidden_states else []
         for index, block in enumerate(self.layers):
             layer, shared = None if cache is None else cache.layers[index], self.shared_by(block)
@@ -168,8 +172,9 @@ class PlaitModel(PlaitPreTrainedModel):
                 x = block(x, context.for_layer(None if layer is None else layer.state), shared)
             if output_hidden_states and index + 1 < len(self.layers):
                 hidden_states.append(layout.outward(x))
-        if context.losses and self.training and torch.is_grad_enabled():
+        if (context.losses or context.attentions) and self.training and torch.is_grad_enabled():
             refuse_lost_losses(self.layers)
+        weights = None if context.attentions is None else self._weights(context.attentions, layout)
         if cache is not None:
             cache.advance(length, layout.padding)
         x = layout.outward(self.norm(x))
@@ -178,6 +183,7 @@ class PlaitModel(PlaitPreTrainedModel):
         output = PlaitModelOutput(
             last_hidden_state=x,
             hidden_states=tuple(hidden_states) or None,
+            attentions=weights,
             losses=context.losses or None,
             cu_seqlens=layout.cu_seqlens,
             sequence=shard,
@@ -198,6 +204,16 @@ class PlaitModel(PlaitPreTrainedModel):
         """The model-level parameters that a block's mixer reads, by name."""
         name = block.layer_type
         return self.shared[name]() if name in self.shared else {}  # type: ignore[index, operator]
+
+    def _weights(self, attentions: list[Tensor], layout: Arrangement) -> tuple[Tensor, ...]:
+        """One ``(B, H, T, S)`` for each softmax layer, as the user's tokens stand."""
+        expected = sum(block.attn.has_weights for block in self.layers)  # type: ignore[union-attr, misc]
+        if len(attentions) != expected:
+            raise OptionError(
+                f"{len(attentions)} of {expected} softmax layers made attention weights: under a policy, with drafts "
+                "or with rows shared by processes there are none. Leave out output_attentions, or use plait.probe."
+            )
+        return tuple(layout.matrix_outward(weights) for weights in attentions)
 
     def _cache(self, cache: PlaitCache | None, use_cache: bool | None) -> PlaitCache | None:
         """The cache that the caller gives or asks for."""
@@ -279,6 +295,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         cache: PlaitCache | None = None,
         skip_logits: bool | None = None,
@@ -300,6 +317,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
             logits_to_keep: make logits for so many last positions only, or for the given positions; 0 for all.
             num_items_in_batch: divide the summed loss by this instead of by the targets in this call.
             output_hidden_states: return the input of every block and the normed output.
+            output_attentions: return the weights of softmax layers; see ``attentions`` below.
             return_dict: False for a tuple.
             cache: what transformers calls ``past_key_values`` since 5.24; either name does, and the output has the
                 name that the installed transformers uses.
@@ -310,7 +328,9 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
                 what transformers' collators call ``cu_seqlens``.
 
         Returns:
-            ``loss``, ``logits`` ``(B, T, vocab)`` or None, the cache, ``hidden_states``.
+            ``loss``, ``logits`` ``(B, T, vocab)`` or None, the cache, ``hidden_states``, ``attentions``: where wanted,
+            ``(B, H, T, S)`` for each layer of softmax attention, over the S tokens that it holds; linear ones have no
+            entry.
 
         Raises:
             OptionError: arguments that do not fit together.
@@ -330,6 +350,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             cu_seqlens=cu_seqlens,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
             **kwargs,
         )
@@ -365,6 +386,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
             loss=loss,
             logits=logits,
             hidden_states=output.hidden_states,
+            attentions=output.attentions,
             **{CACHE_NAME: getattr(output, CACHE_NAME)},
         )
         return result if _wants_dict(return_dict, self.config) else result.to_tuple()
@@ -450,11 +472,6 @@ def _check_other_arguments(kwargs: dict[str, Any], cu_seqlens: Tensor | None) ->
     borders = kwargs.pop("cu_seq_lens_q", None)
     for name in ("cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):
         kwargs.pop(name, None)
-    if kwargs.pop("output_attentions", None):
-        raise OptionError(
-            "output_attentions=True is not available: linear layers have no attention matrix. "
-            "model.model.layers[i].attn.effective_weights(x) gives the matrix that a layer applies."
-        )
     for name, value in kwargs.items():
         if value is not None:
             raise OptionError(f"forward() has no argument {name!r}.")

@@ -45,6 +45,24 @@ class Arrangement:
             return x.reshape(self.rows, -1, x.shape[-1])
         return x if self.order is None else _gather(x, torch.argsort(self.order, dim=1))
 
+    def matrix_outward(self, weights: Tensor) -> Tensor:
+        """Weights ``(B, H, T, S)`` of the arranged tokens, over them and what a cache holds, for the user's tokens.
+
+        Raises:
+            OptionError: there is a cache, whose slots stand in another order than those of this call.
+        """
+        if self.rows is not None:
+            rows = weights.unflatten(3, (self.rows, -1)).unflatten(2, (self.rows, -1))
+            return rows[0].diagonal(dim1=1, dim2=3).permute(3, 0, 1, 2)
+        if self.order is None:
+            return weights
+        length = self.order.shape[1]
+        if weights.shape[3] != length:
+            raise OptionError("output_attentions=True with a filled cache needs padding in front of each row.")
+        order = torch.argsort(self.order, dim=1)[:, None]
+        weights = weights.gather(2, order[..., None].expand_as(weights))
+        return weights.gather(3, order[:, :, None].expand_as(weights))
+
 
 def arrange(
     batch: int,

@@ -38,14 +38,15 @@ def refuse_lost_gradients(shared: dict[str, Any], layer: int) -> None:
 
 
 def refuse_lost_losses(blocks: Iterable[nn.Module]) -> None:
-    """Losses of mixers have no gradient where the first pass of a block has none.
+    """Losses and attention weights of mixers have no gradient where the first pass of a block has none.
 
     Raises:
         OptionError: a block is checkpointed reentrantly.
     """
     if any(reentrant(block) for block in blocks):
         raise OptionError(
-            "Gradient checkpointing with use_reentrant=True loses the gradients of losses that mixers add; " + _FIX
+            "Gradient checkpointing with use_reentrant=True loses the gradients of losses and attention weights that "
+            "mixers add; " + _FIX
         )
 
 
