@@ -228,27 +228,24 @@ def test_architectures() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PLANS)
+@torch.no_grad()
 def test_llama_cpp_computes_the_same(tmp_path: Path, kind: str) -> None:
-    """Logits of every token, greedy text and ids, in llama.cpp itself with an fp32 cache."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python, which compiles llama.cpp")
+    """Log-probabilities after a prompt, in llama.cpp itself with an fp32 cache."""
+    xllamacpp = pytest.importorskip("xllamacpp", reason="pip install xllamacpp, which brings llama.cpp compiled")
     model, tokenizer = model_of(kind), byte_tokenizer()
     save_gguf(model, tmp_path / "model.gguf", tokenizer)
-    theirs = llama_cpp.Llama(
-        str(tmp_path / "model.gguf"),
-        n_ctx=128,
-        logits_all=True,
-        type_k=llama_cpp.GGML_TYPE_F32,
-        type_v=llama_cpp.GGML_TYPE_F32,
-        flash_attn=False,
-        verbose=False,
-    )
     ids = tokenizer.encode(TEXT, add_special_tokens=False)
-    assert theirs.tokenize(TEXT.encode(), add_bos=False) == ids
-    theirs.eval(ids)
-    with torch.no_grad():
-        expected = model(torch.tensor([ids])).logits[0].numpy()
-    np.testing.assert_allclose(np.array(theirs.scores[: len(ids)]), expected, rtol=0, atol=2e-4)
-    theirs.reset()
-    written = [token for token, _ in zip(theirs.generate(ids, temp=0.0, reset=True), range(8), strict=False)]
-    greedy = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, pad_token_id=257)
-    assert written == greedy[0, len(ids) :].tolist()
+    options = xllamacpp.CommonParams()
+    options.model.path = str(tmp_path / "model.gguf")
+    options.n_ctx, options.n_parallel, options.warmup = 128, 1, False
+    options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    options.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    # A token is shown when its text is whole, so the next one is made a letter; the log-probabilities are those before.
+    request = {"prompt": ids, "max_tokens": 1, "logprobs": 40, "temperature": 0, "logit_bias": [[ord("a"), 100]]}
+    answer = xllamacpp.Server(options).handle_completions(request)
+    theirs = {one["id"]: one["logprob"] for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
+    ours = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    assert len(theirs) == 40
+    assert set(theirs) == set(ours.topk(40).indices.tolist())
+    for token, value in theirs.items():
+        assert value == pytest.approx(ours[token].item(), abs=1e-4)

@@ -51,6 +51,6 @@ def refuses(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def _keeps_memory(kind: type) -> bool:
+def _keeps_memory(kind: type[Tensor]) -> bool:
     """Whether a subclass leaves PyTorch's dispatch alone, so that its data lie where a tensor's do."""
-    return kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+    return kind.__torch_dispatch__ is Tensor.__torch_dispatch__  # type: ignore[attr-defined]
