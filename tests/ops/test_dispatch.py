@@ -85,7 +85,7 @@ def test_fla_without_cuda_or_package(monkeypatch: pytest.MonkeyPatch) -> None:
         inputs(4).run(backend="fla")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailable, match=r'not installed.*pip install "plait\[gpu\]"'), ops.backend("fla"):
+    with pytest.raises(BackendUnavailable, match=r"not installed.*pip install"), ops.backend("fla"):
         pass
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: object())
     assert ops.choose("cuda")[0] == "fla"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -195,9 +195,10 @@ class MLA(Mixer):
         return softmax_weights(q, k, context.padding, context, None)
 
 
-def _is_matrix(module: nn.Module) -> bool:
+def _is_matrix(module: Any) -> bool:
     """Whether a module does nothing but multiply with a plain ``weight`` that is at hand."""
-    if type(module) is not nn.Linear or module.bias is not None or "forward" in vars(module):  # as accelerate sets it
+    linear: bool = type(module) is nn.Linear and module.bias is None
+    if not linear or "forward" in vars(module):  # as accelerate sets it
         return False
     hooks = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
     return not any(hooks) and not hasattr(module.weight, "__tensor_flatten__")  # as torchao's quantised weights have

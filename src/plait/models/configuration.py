@@ -236,7 +236,7 @@ class PlaitConfig(PreTrainedConfig):
         """From the first layer of softmax attention; a plan without one has no such attribute."""
         for spec in self.layers():
             if spec.mixer == "attention":
-                return spec.options.heads(self.dims)[index]
+                return spec.options.heads(self.dims)[index]  # type: ignore[attr-defined]
         raise AttributeError(f"No layer of this plan is softmax attention, so it has no {ATTENTION_SIZES[index]}.")
 
     @property

@@ -76,7 +76,7 @@ def load(
             model = _from_shards(folder, trust_remote_code=trusted(trust_remote_code), **options)
         else:
             kind = AutoencoderForCompression if _is_autoencoder(config) else AutoModelForCausalLM
-            model = _whole(kind, path_or_name, where, trust_remote_code, options)
+            model = _whole(kind, path_or_name, where, trusted(trust_remote_code), options)
         align_weights(model)
     _check_generation(getattr(model, "generation_config", None), folder / "generation_config.json" if local else where)
     if local and not any(os.path.lexists(folder / name) for name in TOKENIZER_FILES):
@@ -150,9 +150,7 @@ def _whole(
     kind: Any, name: str | os.PathLike, where: str, trust_remote_code: bool, options: dict[str, Any]
 ) -> PreTrainedModel:
     """The model with all of its weights: one that is missing would be a random one."""
-    model, report = kind.from_pretrained(
-        name, trust_remote_code=trusted(trust_remote_code), output_loading_info=True, **options
-    )
+    model, report = kind.from_pretrained(name, trust_remote_code=trust_remote_code, output_loading_info=True, **options)
     missing = sorted(report["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -160,7 +160,8 @@ def _block(config: PlaitConfig, spec: LayerSpec, setting: TrainingSetting) -> Fo
         block = Block(config, spec, 0).train()
         if setting.checkpointing:
             block.gradient_checkpointing = True
-            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            block._gradient_checkpointing_func = recompute  # type: ignore[assignment]
         shared = SharedParameters(config, spec)()
         x = torch.empty(setting.batch, setting.length, config.hidden_size, requires_grad=True)
         context = Context.plain(x)

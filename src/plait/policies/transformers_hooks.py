@@ -374,7 +374,7 @@ def _supported(model: nn.Module) -> PreTrainedModel:
     own = next((type(m).__name__ for m in decoders if not m._can_set_attn_implementation()), None)
     if own is not None:
         raise _refusal(model, f"{own} has its own attention code")
-    apart = sorted({m.layer_idx for m in model.modules() if _is_apart(m, config)})
+    apart = sorted({int(m.layer_idx) for m in model.modules() if _is_apart(m, config)})  # type: ignore[arg-type]
     if apart:
         raise _refusal(model, f"layers {apart} have configurations of their own")
     if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
@@ -415,13 +415,14 @@ def _by_thread(config: Any, attachment: TransformersAttachment) -> Any:
         return _plain, (kind, dict(self.__dict__))
 
     members = {"__module__": kind.__module__, field_name: property(read, write), "__reduce_ex__": reduce}
-    object.__setattr__(twin, "__class__", type(kind)(kind.__name__, (kind,), members))
+    subclass: Any = type(kind)
+    object.__setattr__(twin, "__class__", subclass(kind.__name__, (kind,), members))
     return twin
 
 
 def _plain(kind: type, values: dict[str, Any]) -> Any:
     """A configuration of these values."""
-    config = kind.__new__(kind)
+    config: Any = object.__new__(kind)
     config.__dict__.update(values)
     return config
 

@@ -81,7 +81,7 @@ def measure(where: torch.device, machine: str) -> Rate:
     ids = torch.randint(0, VOCABULARY, (BATCH, LENGTH), generator=generator).to(where)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = PlaitForCausalLM(architecture.config).to(where).train()
+        model = PlaitForCausalLM(architecture.config).to(where).train()  # type: ignore[arg-type]
     optimiser = torch.optim.AdamW(model.parameters())
     seconds = []
     for _ in range(STEPS + 2):

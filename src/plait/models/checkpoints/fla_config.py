@@ -40,7 +40,7 @@ class Family:
 
 _CONVOLUTION = ("use_short_conv", "conv_size")
 #: Options of attention that fla has no field for. Its norm of queries and keys keeps the epsilon of its norm layer.
-_PLAIN_ATTENTION = {"output_gate": False, "use_short_conv": False, "partial_rotary_factor": 1.0}
+_PLAIN_ATTENTION: dict[str, Any] = {"output_gate": False, "use_short_conv": False, "partial_rotary_factor": 1.0}
 _PLAIN_ATTENTION |= {"qk_norm_per_head": True, "logit_scaling": None}
 _QK_NORM_EPS = 1e-5
 

@@ -36,10 +36,16 @@ _COMMON = (
     "pad_token_id",
 )
 #: Fields that every class has: read by :meth:`Twin.read_config` or by the check of their values.
-_READ = ("num_hidden_layers", "rms_norm_eps", "hidden_act", "num_attention_heads", "num_key_value_heads", "head_dim")
-_READ += ("attention_bias", "rope_parameters", "layer_types")
+_READ: tuple[str, ...] = ("num_hidden_layers", "rms_norm_eps", "hidden_act", "num_attention_heads")
+_READ += ("num_key_value_heads", "head_dim", "attention_bias", "rope_parameters", "layer_types")
 #: Fields of theirs that change nothing: losses, dropout, sharding, and the older names of ``rope_parameters``.
-_HARMLESS = ("attention_dropout", "pretraining_tp", "rope_theta", "rope_scaling", "partial_rotary_factor")
+_HARMLESS: tuple[str, ...] = (
+    "attention_dropout",
+    "pretraining_tp",
+    "rope_theta",
+    "rope_scaling",
+    "partial_rotary_factor",
+)
 _HARMLESS += ("output_router_logits", "router_aux_loss_coef", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
 #: Norms that a class with weights around zero multiplies with ``1 + weight``.
 _CENTRED = ("norm.weight", "attn_norm.weight", "mlp_norm.weight", "attn.q_norm.weight", "attn.k_norm.weight")
