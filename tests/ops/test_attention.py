@@ -378,6 +378,19 @@ def test_messages_name_the_argument() -> None:
             call()
 
 
+def test_autocast_lowers_queries_keys_and_values_alone() -> None:
+    tensors = {name: x.float() for name, x in inputs().items()}
+    index, counts = listed(2, 2, 5, 9, 4)
+    calls = partial(attention, visibility=Causal()), partial(attention, visibility=Disc(6, 10, 2.5, text=10))
+    for call in (*calls, partial(sparse_attention, index=index, counts=counts, block=16, page=8)):
+        expected = call(**{name: x.bfloat16() for name, x in tensors.items()})
+        with torch.autocast("cpu", torch.bfloat16):
+            o, lse = call(**{**tensors, "v": tensors["v"].bfloat16()})
+        assert o.dtype == torch.bfloat16
+        assert torch.equal(o, expected[0])
+        assert torch.equal(lse, expected[1])
+
+
 def test_a_block_asks_for_the_backend_of_softmax_too() -> None:
     from plait import ops
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plait import ops
-from plait.benchmarks import peers
+from plait.benchmarks import peers, softmax_cases
 from plait.benchmarks.machine import timed_dtype
 from plait.benchmarks.peers import Function, Inputs, Peer
 from plait.benchmarks.shapes import Shape
@@ -39,6 +39,7 @@ class Case:
         peers: whom it is compared with.
         ceiling: ``matmul GFLOP/s`` or ``copy GB/s``: what bounds it.
         work: by direction, what it has to do at least, in operations or bytes.
+        backend: what plait runs on; empty: what it chooses for recurrences.
     """
 
     operation: str
@@ -48,6 +49,7 @@ class Case:
     peers: list[Peer]
     ceiling: str
     work: Callable[[str], float]
+    backend: str = ""
 
 
 def contender(function: Function, inputs: Inputs, gradient: Tensor | None = None) -> Callable[[], object]:
@@ -124,6 +126,20 @@ def _linear_scan(name: str, shape: Shape, device: str) -> Case:
     return Case(name, (x.log_a, x.u), linear_scan, x.gradient.flatten(2), same, "copy GB/s", work)
 
 
+def _softmax(name: str, shape: Shape, device: str) -> Case:
+    x = Tokens(shape, device)
+    inputs: Inputs = (x.q, x.k, x.v)
+    causal = name == "softmax attention, causal"
+    peer = softmax_cases.dense_peer(causal)
+    if "a query" in name:
+        inputs = (x.q, x.k[:, :, :1], x.v[:, :, :1])
+        peer = softmax_cases.wide(peer, shape.heads)
+    function, pairs = softmax_cases.function_of(name, shape, device)
+    work = partial(softmax_cases.operations, pairs, shape)
+    backend = "flex" if device == "cuda" else "torch's fused" if causal else ""
+    return Case(name, inputs, function, x.gradient, [peer], "matmul GFLOP/s", work, backend)  # type: ignore[arg-type]
+
+
 #: Operation -> builder of its case from that name, a shape and a device.
 CASES: dict[str, Callable[[str, Shape, str], Case]] = {
     "delta_rule, decay per head": _delta_rule,
@@ -131,6 +147,7 @@ CASES: dict[str, Callable[[str, Shape, str], Case]] = {
     "linear_attention, decay per head": _decay_per_head,
     "linear_attention, decay per channel": _decay_per_channel,
     "linear_scan": _linear_scan,
+    **dict.fromkeys([*softmax_cases.PLAIN, *softmax_cases.LISTED], _softmax),
 }
 
 

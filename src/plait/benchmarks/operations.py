@@ -1,4 +1,4 @@
-"""The three recurrences against their peers: ratios of time, and shares of the machine's ceilings.
+"""The recurrences and softmax attention against their peers: ratios of time, and shares of the machine's ceilings.
 
 Peers that compute the same function must agree with plait's result before they are timed; softmax attention computes
 another function of the same inputs and stands for what it would replace.
@@ -143,7 +143,7 @@ def _time(found: Case, shape: Shape, direction: str, device: str, repeats: int, 
                 operation=found.operation,
                 shape=str(shape),
                 direction=direction,
-                backend=ops.choose(device)[0],
+                backend=found.backend or ops.choose(device)[0],
                 milliseconds=1e3 * statistics.median(ours),
                 rate=work / statistics.median(ours),
                 share=work / bound.amount * ratio(ours, seconds[bound.name]).median,

@@ -53,7 +53,7 @@ def operations(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Time the recurrences against transformers, plain PyTorch, a Python loop and softmax attention."""
+    """Time the recurrences and softmax over lists against transformers, plain PyTorch, a loop and SDPA."""
     from plait.benchmarks.machine import require_device
     from plait.benchmarks.operations import DIRECTIONS, chosen_operations, time_operations
     from plait.benchmarks.shapes import chosen_shapes

@@ -65,6 +65,20 @@ def attention(
         OptionError: arguments that do not fit; the message names which.
         BackendUnavailable: the backend cannot serve here, or a second derivative was asked of it.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return attention(
+                *_lowered(q, k, v),
+                visibility,
+                scale=scale,
+                softcap=softcap,
+                bias=bias,
+                sink_logits=sink_logits,
+                lengths=lengths,
+                cu_seqlens=cu_seqlens,
+                first=first,
+                backend=backend,
+            )
     scale, starts, borders, first = checks.softmax_attention(
         q, k, v, visibility, scale, softcap, bias, sink_logits, lengths, cu_seqlens, first
     )
@@ -142,6 +156,20 @@ def sparse_attention(
     Raises:
         OptionError, BackendUnavailable: as :func:`attention`.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return sparse_attention(
+                *_lowered(q, k, v),
+                index,
+                counts,
+                block=block,
+                page=page,
+                scale=scale,
+                softcap=softcap,
+                sink_logits=sink_logits,
+                first=first,
+                backend=backend,
+            )
     scale, counts = checks.sparse_softmax(q, k, v, index, counts, block, page, scale, softcap, sink_logits, first)
     owners = lcm(index.shape[1], k.shape[2])
     index, counts = (x.repeat_interleave(owners // x.shape[1], dim=1) for x in (index, counts))
@@ -152,6 +180,12 @@ def sparse_attention(
     else:
         o, lse = _sparse(q, k, v, chosen, scale, softcap, backend)
     return _with_sinks(o.transpose(1, 2), lse.transpose(1, 2), sink_logits)
+
+
+def _lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As autocast hands tensors to PyTorch's own attention: in its dtype, but for fp64. Sums stay in fp32."""
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
 def _attention(
