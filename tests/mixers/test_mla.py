@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixers.layers import heads, inputs, make, near, rms, run
 from plait import catalog
@@ -82,3 +83,25 @@ def test_sizes_follow_those_of_deepseek() -> None:
         options(qk_rope_head_dim=3)
     with pytest.raises(OptionError, match=r"kv_lora_rank=0: must be above 0"):
         options(kv_lora_rank=0)
+
+
+class Sizes(TorchDispatchMode):
+    """The largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(x, Tensor):
+                self.largest = max(self.largest, x.numel())
+        return result
+
+
+def test_a_training_step_makes_no_tensor_with_an_entry_for_every_pair() -> None:
+    m, length = make("mla", num_heads=2, kv_lora_rank=7, v_head_dim=5), 1024
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, length, m.dims.hidden_size, generator=generator, dtype=torch.float64, requires_grad=True)
+    with Sizes() as sizes:
+        m(x, Context.plain(x)).sum().backward()
+    assert sizes.largest < length**2 / 4

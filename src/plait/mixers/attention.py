@@ -18,6 +18,8 @@ from plait.mixers.convolved import ConvolvedMixer
 from plait.mixers.linear import default_heads, split_heads
 from plait.mixers.state import KeyValues, LayerState
 from plait.nn import RMSNorm
+from plait.ops import native, softmax
+from plait.ops.visibility import Causal
 
 #: Largest number of entries of one dense mask; above it, queries are processed in blocks.
 MASK_ENTRIES = 2**24
@@ -324,6 +326,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, window: int | 
     grouped = heads != k.shape[1]
     if not symbolic(stored) and window is not None and window >= stored:
         window = None
+    # PyTorch's fused kernels know one width: for two, it makes a matrix of all pairs where a gradient is asked for
+    unequal = q.is_cpu and q.shape[3] != v.shape[3] and eager(stored)
+    if unequal and start is None and window is None and length == stored:
+        return softmax.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), Causal())[0]
     if start is None and window is None and length in (stored, 1):
         causal = True if length == stored else False  # noqa: SIM210 (a symbolic comparison is no bool)
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
@@ -357,6 +363,11 @@ def query_blocks(length: int, stored: int, size: int, window: int | None) -> Ite
     size = max(MIN_BLOCK, size)
     for first in range(stored - length, stored, size):
         yield first, min(first + size, stored), 0 if window is None else max(0, first - window + 1)
+
+
+def eager(size: object) -> bool:
+    """Whether tensors are at hand: nothing is exported, compiled or under a transform of ``torch.func``."""
+    return not symbolic(size) and not torch.compiler.is_compiling() and native.transform() is None
 
 
 def symbolic(size: object) -> bool:
