@@ -246,7 +246,8 @@ def _gradients(
     for name, x in results.items():
         setattr(arguments, name, pointer(x))
     call("softmax_backward", arguments)
-    return d_q, *((x.sum(0) if parts > 1 else x[0]) for x in (d_k, d_v))
+    d_k, d_v = (x.sum(0) if parts > 1 else x[0] for x in (d_k, d_v))
+    return d_q, d_k, d_v
 
 
 def _fake_gradients(

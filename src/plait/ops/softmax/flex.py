@@ -71,8 +71,7 @@ def _call(
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
 
     blocks = create_block_mask(sees, rows, heads, q.shape[2], k.shape[2], device=str(q.device))
-    shape = None if bias is None else (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    wide = None if bias is None else bias.expand(shape)
+    wide = None if bias is None else bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
     def bent(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if softcap is not None:

@@ -67,8 +67,11 @@ def attention(
     """
     if torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):
+            q, k, v = _lowered(q, k, v)
             return attention(
-                *_lowered(q, k, v),
+                q,
+                k,
+                v,
                 visibility,
                 scale=scale,
                 softcap=softcap,
@@ -87,7 +90,8 @@ def attention(
         part = _heads(bias, low, high, 1)
         rows = Rows(seen, first, starts, borders)
         heads = q[:, :, low:high], *(_key_heads(x, low, high, q.shape[2]) for x in (k, v))
-        parts.append(_attention(*(x.transpose(1, 2) for x in heads), rows, scale, softcap, part, backend))  # type: ignore[arg-type]
+        one_q, one_k, one_v = (x.transpose(1, 2) for x in heads)
+        parts.append(_attention(one_q, one_k, one_v, rows, scale, softcap, part, backend))
     o, lse = parts[0] if len(parts) == 1 else (torch.cat(both, dim=1) for both in zip(*parts, strict=True))
     return _with_sinks(o.transpose(1, 2), lse.transpose(1, 2), sink_logits)
 
@@ -158,8 +162,11 @@ def sparse_attention(
     """
     if torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):
+            q, k, v = _lowered(q, k, v)
             return sparse_attention(
-                *_lowered(q, k, v),
+                q,
+                k,
+                v,
                 index,
                 counts,
                 block=block,
