@@ -194,15 +194,16 @@ def _from_shards(
     folder: Path, dtype: torch.dtype | str = "auto", trust_remote_code: bool | None = None
 ) -> PreTrainedModel:
     """The whole model of a checkpoint that several processes wrote; ``auto`` is the type it was trained in."""
-    from torch.distributed import checkpoint
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    from plait.models.pieces import read_pieces
 
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
         AutoConfig.from_pretrained(folder, trust_remote_code=trusted(trust_remote_code)),
         trust_remote_code=trusted(trust_remote_code),
     )
     weights = get_model_state_dict(model)
-    checkpoint.load({"model": weights}, checkpoint_id=folder / SHARDED_FOLDER, no_dist=True)
+    read_pieces({"model": weights}, folder / SHARDED_FOLDER, alone=True)
     set_model_state_dict(model, weights)
     return model.eval() if isinstance(dtype, str) else model.to(dtype).eval()  # type: ignore[arg-type]
 

@@ -32,6 +32,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from plait.errors import TrainingError
 from plait.models.alignment import aligned
 from plait.models.loading import SHARDED_FOLDER
+from plait.models.pieces import read_pieces
 from plait.models.pretrained import PlaitPreTrainedModel
 from plait.training.optimiser import parameter_groups
 
@@ -94,7 +95,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     if (checkpoint / SHARDED_FOLDER).exists():
         weights = get_model_state_dict(model)
         with _alone_or_together() as alone:
-            dcp.load({"model": weights}, checkpoint_id=checkpoint / SHARDED_FOLDER, no_dist=alone)
+            read_pieces({"model": weights}, checkpoint / SHARDED_FOLDER, alone=alone)
         set_model_state_dict(model, weights)
         return
     saved = load_file(checkpoint / SAFE_WEIGHTS_NAME)
@@ -111,7 +112,7 @@ def load_optimiser(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Op
     if (checkpoint / SHARDED_FOLDER).exists():
         _, states = get_state_dict(model, optimiser)
         with _alone_or_together() as alone:
-            dcp.load({"optimiser": states}, checkpoint_id=checkpoint / SHARDED_FOLDER, no_dist=alone)
+            read_pieces({"optimiser": states}, checkpoint / SHARDED_FOLDER, alone=alone)
         set_optimizer_state_dict(model, optimiser, states)
         return
     saved = torch.load(checkpoint / OPTIMISER_FILE, map_location="cpu", weights_only=True)
