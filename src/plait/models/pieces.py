@@ -52,9 +52,9 @@ class _Reader(FileSystemReader):
             metadata: Metadata = _Index(io.BytesIO(path.read_bytes())).load()
         except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, TypeError, KeyError, IndexError) as error:
             raise OptionError(f"{path} is no index of a checkpoint: {error}.") from None
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
+        stored = getattr(metadata, "storage_meta", None) or StorageMeta()
+        stored.load_id = self.load_id
+        metadata.storage_meta = stored
         return metadata
 
 
