@@ -120,7 +120,7 @@ def test_states_of_runs(call: Call, run_file: Path) -> None:
     assert state()[0] == "damaged"
     (folder / "run.json").write_text("{")
     assert state()[0] == "damaged"
-    assert "run.json is not valid JSON" in state()[1]
+    assert "run.json is not JSON" in state()[1]
 
 
 def test_folders_without_runs(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

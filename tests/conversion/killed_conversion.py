@@ -53,8 +53,8 @@ def arm(kill: str) -> None:
         stages.publish_folder = lambda partial, final: die() if final.parent.name == what else publish(partial, final)
     elif kind == "record":
         write = stages.write_json
-        stages.write_json = lambda path, content: (
-            die() if path.name == stages.FINISHED and path.parent.name == what else write(path, content)
+        stages.write_json = lambda path, content, **options: (
+            die() if path.name == stages.FINISHED and path.parent.name == what else write(path, content, **options)
         )
     else:
         raise ValueError(kill)

@@ -192,7 +192,7 @@ def test_arguments_that_do_not_fit(llama: Path, tmp_path: Path) -> None:
 
 def test_adapters_need_peft(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "find_spec", lambda name: None if name == "peft" else util.find_spec(name))
-    with pytest.raises(BackendUnavailable, match=r"pip install 'plait\[finetune\]', or set lora_rank=0"):
+    with pytest.raises(BackendUnavailable, match=r"pip install .*, or set lora_rank=0"):
         run(llama, tmp_path / "out", "lizard")
     assert not (tmp_path / "out").exists()
 

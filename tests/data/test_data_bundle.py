@@ -11,7 +11,8 @@ import torch
 
 from plait.data import TaskData, TextData, build
 from plait.data.tokenizers import tokenizer_hash
-from plait.errors import CatalogError, DataError, OptionError
+from plait.errors import DataError, OptionError
+from plait.sections import validated
 from plait.training.config import DataSection
 
 
@@ -106,7 +107,7 @@ def test_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "error", "words"),
     [
-        ({"task": "mqra"}, CatalogError, "Did you mean 'mqar'"),
+        ({"task": "mqra"}, OptionError, "Did you mean 'mqar'"),
         ({"task": "mqar", "options": {"pair": 3}}, OptionError, "'mqar' has no option 'pair'. Did you mean 'pairs'"),
         ({"task": "mqar", "options": {"pairs": "3"}}, OptionError, "option pairs='3'"),
         ({"task": "mqar", "options": {"mixture": [[64, "x"]]}}, OptionError, r"option mixture\.0\.1='x'"),
@@ -117,4 +118,4 @@ def test_task(tmp_path: Path) -> None:
 )
 def test_errors(section: dict[str, object], error: type[Exception], words: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=words):
-        build(DataSection.model_validate(section), tmp_path, 0)
+        build(validated(DataSection, section, "run.yaml"), tmp_path, 0)

@@ -174,7 +174,7 @@ def test_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
         ("bpe:many", OptionError, "whole number of at least 259"),
         ("bpe:258", OptionError, "at least 259"),
         ("bpe:5000", DataError, "use a smaller SIZE"),
-        ("hf:/nowhere/at/all", DataError, "'hf:/nowhere/at/all' cannot be loaded"),
+        ("hf:/nowhere/at/all", DataError, "There is no folder /nowhere/at/all"),
     ],
 )
 def test_errors_name_the_spec_and_the_mend(spec: str, error: type[Exception], words: str) -> None:

@@ -98,7 +98,7 @@ def test_wrong_values(mixer: str, values: dict[str, Any], message: str) -> None:
         ("gated_deltanet", {"num_heads": 7}, r"num_heads=7: does not divide hidden_size 60; set head_dim"),
         ("gated_deltanet", {"num_heads": 2, "num_v_heads": 3}, r"num_v_heads=3: must be a multiple of num_heads 2"),
         ("gated_deltanet", {"num_heads": 4, "expand_v": 0.3}, r"expand_v=0.3"),
-        ("attention", {"head_dim": 6, "partial_rotary_factor": 0.5}, r"partial_rotary_factor=0.5: turns 3 of the 6"),
+        ("attention", {"head_dim": 6, "partial_rotary_factor": 0.5}, r"partial_rotary_factor=0.5: rotates 3 of the 6"),
         ("deltanet", {"num_heads": 7}, r"expand_k=1.0: hidden_size 60 .* 7 heads"),
         ("gla", {"num_heads": 8}, r"expand_k=0.5: .* is 30, which 8 heads"),
         ("retnet", {"num_heads": 4}, r"num_heads=4: rotary pairs need an even head dim, not 15"),

@@ -105,7 +105,7 @@ def test_table_adds_up() -> None:
     rows = layer_costs(config, 50)
     assert [(row.index, row.name, row.mixer, row.state) for row in rows] == [
         (0, "hgrn2", "hgrn2", "constant"),
-        (1, "local", "attention", "constant"),
+        (1, "local", "attention", "bounded"),
         (2, "attention", "attention", "grows"),
     ]
     assert sum(row.cost.state_bytes for row in rows) == plan_cost(config, 50).state_bytes

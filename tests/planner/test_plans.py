@@ -162,7 +162,7 @@ def test_front_by_hand() -> None:
 
 
 def test_a_study_that_is_none_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"report.json cannot be read"):
+    with pytest.raises(DataError, match=r"There is no file .*report.json"):
         of_study(tmp_path)
     (tmp_path / "report.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match=r"is not the report.json of a study"):

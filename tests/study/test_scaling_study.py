@@ -25,6 +25,7 @@ from plait.study.scaling.summarise import architecture_key, summarise_scaling
 from plait.study.scaling.summary import ScalingSummary
 from plait.study.store import Store
 from plait.study.trials import Trial, trials
+from plait.training.checkpoint import write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,7 +194,8 @@ def test_a_run_at_a_falling_rate_is_refused(tmp_path: Path) -> None:
     path = store.folder / "study.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     record["study"]["base"]["training"]["final_fraction"] = 0.1
-    path.write_text(json.dumps(record), encoding="utf-8")
+    del record["sha256"]
+    write_json(path, record, sealed=True)
     falling = store.trials()[0]
     finish(store, falling, [(4, 3.0), (8, 2.0)])
     with pytest.raises(StudyError, match=r"falls to 0\.1"):

@@ -108,7 +108,7 @@ def test_report_of_a_damaged_result_names_the_file(file: Path) -> None:
     store.begin(trial)
     (store.path(trial) / "result.json").write_text("{", encoding="utf-8")
     result = CliRunner().invoke(app, ["report", str(file)])
-    assert f"{trial.hash}/result.json is not valid JSON" in str(result.exception)
+    assert f"{trial.hash}/result.json is not JSON" in str(result.exception)
 
 
 def test_a_damaged_result_is_set_aside_and_its_trial_is_to_run_again(

@@ -47,15 +47,15 @@ def arm(kill: str) -> None:
 
         trainer.PlaitTrainer.training_step = training_step  # type: ignore[method-assign]
     elif kind == "saving":
-        write = trainer.write_json
+        publish = trainer.publish_folder
 
-        def write_json(path: Path, content: Any) -> None:
-            if path.parent.name == f"checkpoint-{number}":
-                (path.parent / "optimizer.pt").write_bytes(b"half")
+        def publish_folder(partial: Path, final: Path) -> None:
+            if final.name == f"checkpoint-{number}":
+                (partial / "optimizer.pt").write_bytes(b"half")
                 die()
-            write(path, content)
+            publish(partial, final)
 
-        trainer.write_json = write_json
+        trainer.publish_folder = publish_folder
     elif kind == "deleting":
         remove = shutil.rmtree
 

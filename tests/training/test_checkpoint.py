@@ -84,6 +84,6 @@ def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text('{"config": ')
-    with pytest.raises(TrainingError, match=r"run\.json is not valid JSON"):
+    with pytest.raises(TrainingError, match=r"run\.json is not JSON"):
         read_json(path)
     shutil.rmtree(tmp_path)

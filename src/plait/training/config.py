@@ -56,7 +56,7 @@ class ModelSection(Strict):
     layer_types: Annotated[list[str], Field(max_length=DEEPEST)] | None = None
     mixers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     intermediate_size: Width | None = None
-    hidden_ratio: Annotated[float, Field(gt=0, le=1024)] = 4
+    hidden_ratio: Annotated[int | float, Field(gt=0, le=1024)] = 4  # an int stays one: it is part of a trial's name
     tie_word_embeddings: bool = False
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     embedding_range: Annotated[float, Field(gt=0)] | None = None

@@ -119,7 +119,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"empty.jsonl has no rows"):
         read_rows(tmp_path / "empty.jsonl")
-    with pytest.raises(DataError, match=r"latin.jsonl cannot be read"):
+    with pytest.raises(DataError, match=r"latin.jsonl is not UTF-8"):
         read_rows(tmp_path / "latin.jsonl")
     with pytest.raises(DataError, match="nowhere is no folder"):
         folder_tasks(["piqa"], tmp_path / "nowhere", tmp_path)

@@ -55,7 +55,7 @@ def test_official_sets() -> None:
     assert FDA.official == "hazyresearch/based-fda"
     assert SWDE.official == "hazyresearch/based-swde-v2"
     assert SquadCompletion.official == "hazyresearch/based-squad"
-    with pytest.raises(DataError, match=r"hazyresearch/based-fda' cannot be loaded: .*give a jsonl file"):
+    with pytest.raises(DataError, match=r"hazyresearch/based-fda, and a data set of that name cannot be downloaded"):
         FDA().prompt(0, BYTES)
 
 

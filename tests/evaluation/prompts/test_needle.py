@@ -150,7 +150,7 @@ def test_grids_that_do_not_fit(haystack: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no text"):
         Needle(haystack=str(tmp_path / "empty"))
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="There is no file"):
         Needle(haystack=str(tmp_path / "none.txt"))
 
 

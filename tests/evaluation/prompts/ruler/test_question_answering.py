@@ -115,11 +115,11 @@ def test_files_of_another_form(tmp_path: Path) -> None:
         task("qa_1", questions=str(folder() / "hotpotqa.json")).prompt(0, tokenizer())
     with pytest.raises(DataError, match="is not of HotpotQA's form"):
         task("qa_2", questions=str(folder() / "squad.json")).prompt(0, tokenizer())
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="There is no file"):
         task("qa_1", questions=str(tmp_path / "none.json")).prompt(0, tokenizer())
     broken = tmp_path / "broken.json"
     broken.write_text('{"data": [')
-    with pytest.raises(DataError, match=r"broken.json is not JSON: .* line 1"):
+    with pytest.raises(DataError, match=r"broken.json is not JSON: .* column"):
         task("qa_1", questions=str(broken)).prompt(0, tokenizer())
     empty = tmp_path / "empty.json"
     empty.write_text('{"data": []}')
