@@ -75,7 +75,7 @@ def warnings(*, fla: bool, cuda: bool, unusable: str | None) -> list[str]:
     if unusable:
         found.append(
             f"this torch is built for {unusable}, and there is no such device or driver here. plait computes on the "
-            "CPU, with the same numbers; a CPU build of torch takes a tenth of the space: "
+            "CPU, with the same numbers; a CPU build of torch takes a sixth of the space: "
             "pip install torch --index-url https://download.pytorch.org/whl/cpu"
         )
     if fla and not cuda:
