@@ -98,7 +98,7 @@ docs: $(DOCS_READY)
 gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA device: torch " + torch.__version__ + " sees none here. On a GPU image, set up with: make setup PLAIT_VENV_FLAGS=--system-site-packages")'
 	@$(BIN)/python -c 'import torch, triton, fla; print("torch", torch.__version__, "triton", triton.__version__, "fla", fla.__version__, torch.cuda.get_device_name())'
-	$(BIN)/pytest -n $(GPU_WORKERS) --dist loadgroup -m gpu tests/gpu tests/benchmarks
+	$(BIN)/pytest -n $(GPU_WORKERS) --dist loadgroup -m gpu tests/gpu tests/timing
 	$(BIN)/plait bench ops --device cuda --shape B1-T4096-H8-D128
 	$(BIN)/plait bench ops --device cuda --shape B1-T16384-H8-D128 --operation delta_rule --operation linear_attention
 	$(BIN)/plait bench layers --device cuda

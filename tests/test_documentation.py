@@ -142,10 +142,10 @@ def plain_commands(code: str) -> list[list[str]]:
 
 def validate(text: str, where: str) -> None:
     """A run file, a study file or that of a scaling study, by its keys."""
+    from plait.runs.config import RunConfig
     from plait.sections import validated
     from plait.study.file import parse_study
     from plait.study.scaling.file import parse_scaling
-    from plait.training.config import RunConfig
 
     values = yaml.safe_load(text)
     if isinstance(values, dict) and "tracks" in values:

@@ -10,15 +10,18 @@ import plait
 ROOT = Path(plait.__file__).parent
 #: From the ground up; names in one line stand beside each other and may use those before them.
 FLOORS = [
-    "errors, files, hub, sections, extras, devices, options, interval, catalog, storage",
+    "errors, files, hub, sections, extras, devices, options, statistics, catalog, storage, fixtures, runs",
+    "drawing",
     "ops",
     "nn",
     "mixers",
     "distributed",
     "models",
-    "fixtures, drawing",
-    "data, training",
-    "policies, evaluation, conversion, probes, benchmarks",
+    "runtime",
+    "data, policies",
+    "training, benchmarks",
+    "evaluation",
+    "timing, probes, conversion",
     "planner, study, report",
     "claims",
     "cli",
@@ -48,7 +51,7 @@ def test_nothing_is_imported_from_above() -> None:
     upward = {}
     for path in sorted(ROOT.rglob("*.py")):
         package = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if package.startswith("__"):
+        if package.startswith("__") or path.name == "plait_model.py":  # the latter is data: a saved model's folder
             continue
         assert package in order, f"{package} has no floor yet"
         for other in imports(path) - {package}:

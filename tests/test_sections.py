@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from plait.errors import OptionError
+from plait.runs.config import RunConfig
 from plait.sections import parse_yaml, read_yaml, validated
-from plait.training.config import RunConfig
 
 DATA = "data: {corpus: python-stdlib}\n"
 

@@ -17,7 +17,7 @@ from plait.claims import Claim, Evidence, Measurement, kept_evidence, load_claim
 from plait.claims.page import claims_table, page
 from plait.drawing.lines import Line, LinesFigure, lines_svg
 from plait.errors import CatalogError, StudyError
-from plait.interval import Interval
+from plait.statistics.interval import Interval
 
 NAMES = catalog.names("claim")
 

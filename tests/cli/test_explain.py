@@ -62,8 +62,8 @@ def test_a_run_file_and_the_model_that_it_describes_agree(tmp_path: Path, capsys
 
 
 def test_a_folder_of_a_run_is_read_at_any_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from plait.training.config import load_run_config
-    from plait.training.folder import MODEL_FOLDER, write_run_file
+    from plait.runs.config import load_run_config
+    from plait.runs.folder import MODEL_FOLDER, write_run_file
 
     run = load_run_config(run_file(tmp_path))
     write_run_file(tmp_path, run)

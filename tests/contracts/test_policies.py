@@ -1,4 +1,4 @@
-"""Every policy of the catalogue keeps the contract of ``plait.policies.base.Policy``."""
+"""Every policy of the catalogue keeps the contract of ``plait.runtime.policy.Policy``."""
 
 from __future__ import annotations
 

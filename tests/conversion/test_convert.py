@@ -23,8 +23,8 @@ from plait.conversion.run import Conversion
 from plait.errors import BackendUnavailable, OptionError, TrainingError
 from plait.fixtures import fixture_folder
 from plait.models import PlaitForCausalLM
-from plait.training.config import DataSection
-from plait.training.metrics import read_metrics
+from plait.runs.config import DataSection
+from plait.runs.metrics import read_metrics
 
 SHORT = {"align_steps": 3, "distil_steps": 2, "tune_steps": 2, "batch_size": 2, "save_every": 2, "log_every": 1}
 

@@ -12,8 +12,8 @@ import torch
 from plait.data import TaskData, TextData, build
 from plait.data.tokenizers import tokenizer_hash
 from plait.errors import DataError, OptionError
+from plait.runs.config import DataSection
 from plait.sections import validated
-from plait.training.config import DataSection
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 from plait.data import MixtureData, build
 from plait.data.mixture import GROUP, check_shares, choose
 from plait.errors import DataError, OptionError
+from plait.runs.config import DataSection, RunConfig
 from plait.sections import validated
-from plait.training.config import DataSection, RunConfig
 
 MQAR = {"vocab_size": 32, "pairs": 2}
 

@@ -20,7 +20,7 @@ from plait.data.corpora import open_corpus
 from plait.data.folders import only_writer, remove_leftovers, write_folder
 from plait.data.packing import PackedTokens, pack
 from plait.data.tokenizers import byte_tokenizer, cached_tokenizer
-from plait.training.config import DataSection
+from plait.runs.config import DataSection
 
 
 @pytest.fixture

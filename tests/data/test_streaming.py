@@ -16,8 +16,8 @@ from plait.data.packing import IGNORED
 from plait.data.streaming import StreamedTokens
 from plait.data.tokenizers import byte_tokenizer
 from plait.errors import DataError, OptionError
+from plait.runs.config import RunConfig
 from plait.sections import validated
-from plait.training.config import RunConfig
 
 LENGTH = 16
 EOS = 256

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from plait.benchmarks.sequence import ALONE, VANILLA, time_sequence, vanilla
-from plait.benchmarks.shapes import Shape
 from plait.cli import app as front
 from plait.errors import OptionError
 from plait.mixers.attention import attend
+from plait.timing.sequence import ALONE, VANILLA, time_sequence, vanilla
+from plait.timing.shapes import Shape
 
 
 def test_every_way_is_timed_with_its_bytes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from plait.data import TextData
 from plait.data.byte_ngrams import ByteNgrams, choose_length
 from plait.data.tokenizers import token_bytes
 from plait.evaluation.baselines import measured_windows, text_baselines
-from plait.training.config import DataSection
+from plait.runs.config import DataSection
 
 
 def data(folder: Path, tokenizer: str = "bytes", documents: Literal["join", "separate"] = "join") -> TextData:

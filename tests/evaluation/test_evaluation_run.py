@@ -10,7 +10,7 @@ import pytest
 
 from plait.errors import DataError, OptionError
 from plait.evaluation.run import train_and_evaluate
-from plait.training.config import RunConfig
+from plait.runs.config import RunConfig
 
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "ratio": "1:1", "intermediate_size": 32}
 TRAINING = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "log_every": 1}

@@ -17,7 +17,7 @@ from plait.evaluation.measurements import TaskMeasurement
 from plait.evaluation.subject import Subject, open_subject
 from plait.fixtures import fixture_folder, shipped
 from plait.models import PlaitForCausalLM
-from plait.training.folder import read_run_file
+from plait.runs.folder import read_run_file
 
 NAMES = ["recall-small", "recall-small-hybrid"]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from plait.benchmarks.base import Prompt, PromptTask
 from plait.cli import app
 from plait.data.tasks.lag import Lag
 from plait.data.tokenizers import byte_tokenizer
@@ -18,13 +19,12 @@ from plait.evaluation import compare as comparing
 from plait.evaluation.answers import answers, cut
 from plait.evaluation.batching import Batches
 from plait.evaluation.measurements import PromptMeasurement, TaskMeasurement
-from plait.evaluation.prompts.base import Prompt, PromptTask
 from plait.evaluation.session import measure, results_folder
 from plait.evaluation.subject import Subject, fingerprint
 from plait.evaluation.suites import SUITES, Unavailable, Wish, named, suite
 from plait.models import PlaitConfig, PlaitForCausalLM
-from plait.training.checkpoint import read_json, write_json
-from plait.training.config import DataSection
+from plait.runs.checkpoint import read_json, write_json
+from plait.runs.config import DataSection
 
 
 def llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:

@@ -33,11 +33,11 @@ from plait.evaluation.batching import Batches
 from plait.evaluation.measurements import TaskMeasurement
 from plait.evaluation.session import measure
 from plait.evaluation.subject import open_subject
+from plait.runs.metrics import losses
 from plait.study.file import parse_study
 from plait.study.runner import run_trials
 from plait.study.store import Store
 from plait.training import RunConfig
-from plait.training.metrics import losses
 
 MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "ratio": "1:1", "intermediate_size": 32}
 TRAINING = {"steps": 30, "batch_size": 4, "warmup_steps": 5, "save_every": 4, "log_every": 3}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from plait.benchmarks.tuning import few_settings
+from plait.timing.tuning import few_settings
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from plait.benchmarks.memory import ALLOCATOR
 from plait.errors import OptionError
 from plait.models import PlaitCache, PlaitConfig, PlaitForCausalLM, layer_plan
 from plait.ops import backend
 from plait.planner import TrainingSetting, inference_memory, training_memory
 from plait.planner.footprint import Footprints, _block, _head
-from plait.training.config import TrainingSection
+from plait.runs.config import TrainingSection
+from plait.timing.memory import ALLOCATOR
 from plait.training.optimiser import build_optimiser
 
 
@@ -115,7 +115,7 @@ def test_estimate_is_within_a_tenth_of_resident_memory() -> None:
     code = (
         "import sys, json; sys.path.insert(0, sys.argv[1])\n"
         "from dataclasses import replace\n"
-        "from plait.benchmarks.resident import peak_extra_bytes\n"
+        "from plait.timing.resident import peak_extra_bytes\n"
         "from test_memory import Case, train\n"
         "case = Case(**json.loads(sys.argv[2]))\n"
         "train(replace(case, hidden_size=64, length=130, batch=1))\n"

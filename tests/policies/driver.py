@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.policies import Applied, LayerInfo, ModelInfo, Policy, build
-from plait.policies.call import Forward, Scoring
+from plait.runtime.call import Forward, Scoring
 
 SIZE = 8
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import plait
 from plait.errors import OptionError
 from plait.models import PlaitConfig, PlaitForCausalLM
-from plait.policies.transformers_hooks import NAME, _attached
+from plait.runtime.transformers_hooks import NAME, _attached
 from policies.tiny_models import SIZES, decoder, generate, left_padded, tokens
 
 MLA = {

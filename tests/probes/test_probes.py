@@ -16,13 +16,13 @@ from plait.data.tasks.niah import NeedleInHaystack
 from plait.errors import OptionError
 from plait.models import PlaitConfig, PlaitForCausalLM
 from plait.models.cache import CACHE_NAME
-from plait.policies.call import Call
-from plait.policies.dense import Dense
-from plait.policies.runtime import Applied
 from plait.probes import NeedleRun, masking_experiment, probe, task_runs
 from plait.probes.masking import MaskedHeads, mean_outputs
 from plait.probes.needles import find_span, greedy_answer, recall
 from plait.probes.retrieval_heads import RetrievalHeads
+from plait.runtime.applied import Applied
+from plait.runtime.call import Call
+from plait.runtime.dense import Dense
 
 HEADS, LAYERS, VOCABULARY = 4, 2, 32
 

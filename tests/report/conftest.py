@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pytest
 
-from plait.interval import Interval
+from plait.statistics.interval import Interval
 from plait.study.summary import (
     Configuration,
     Curve,

@@ -1,9 +1,9 @@
 import pytest
 
 from plait.drawing.style import PALETTE, SYMBOLS, mixer_styles
-from plait.interval import Interval
 from plait.report import labels
 from plait.report.series import group
+from plait.statistics.interval import Interval
 from plait.study.summary import Configuration, StudySummary
 
 

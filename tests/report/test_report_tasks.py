@@ -2,11 +2,11 @@
 
 import pytest
 
-from plait.interval import Interval
 from plait.report import labels
 from plait.report.metrics import answer_metrics, metric_order
 from plait.report.page import render
 from plait.report.tables import csv_text, full_table
+from plait.statistics.interval import Interval
 from plait.study.summary import Guard, StudySummary
 
 TRACKS = {"zebra": 0.05, "state": 0.5}

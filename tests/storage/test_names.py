@@ -8,9 +8,9 @@ import pytest
 
 from plait.errors import OptionError
 from plait.evaluation.fixtures import Recipe
+from plait.runs.config import RunConfig
 from plait.sections import validated
 from plait.study.file import parse_study
-from plait.training.config import RunConfig
 
 GOOD = ["run", "a", "3-to-1", "Gated_DeltaNet.v2", "x" * 100]
 BAD = [

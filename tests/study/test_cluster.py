@@ -17,12 +17,12 @@ import pytest
 import yaml
 
 from plait.errors import StudyError
+from plait.runs.checkpoint import checkpoints
 from plait.study.cluster import run_on_cluster
 from plait.study.file import parse_study
 from plait.study.runner import Outcome, run_trials
 from plait.study.store import RESULT, Store
 from plait.study.trials import Trial, trials
-from plait.training.checkpoint import checkpoints
 
 ray = pytest.importorskip("ray")
 

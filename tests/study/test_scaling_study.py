@@ -17,6 +17,7 @@ from plait.cli.study import app
 from plait.errors import OptionError, StudyError
 from plait.report.scaling_charts import law_chart
 from plait.report.scaling_page import render, write_page
+from plait.runs.checkpoint import write_json
 from plait.study.architecture import Architecture
 from plait.study.scaling import table
 from plait.study.scaling.file import grid_study, load_scaling, parse_scaling
@@ -25,7 +26,6 @@ from plait.study.scaling.summarise import architecture_key, summarise_scaling
 from plait.study.scaling.summary import ScalingSummary
 from plait.study.store import Store
 from plait.study.trials import Trial, trials
-from plait.training.checkpoint import write_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plait.interval import Interval
+from plait.statistics.interval import Interval
 from plait.study.claims import paper_claims
 from plait.study.summary import Configuration, Guard, PaperClaim
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from plait.runs.config import DataSection, ModelSection, RunConfig
 from plait.study import rate
 from plait.study.architecture import Architecture
 from plait.study.rate import BATCH, LENGTH, VOCABULARY, step_flops, this_machine
-from plait.training.config import DataSection, ModelSection, RunConfig
 
 
 def test_a_rate_is_measured_once_for_each_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

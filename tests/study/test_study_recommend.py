@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plait.interval import Interval
+from plait.statistics.interval import Interval
 from plait.study.file import StudyFile, parse_study
 from plait.study.recommend import recommend
 from plait.study.summary import Configuration, Guard

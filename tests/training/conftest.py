@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from plait.training.config import RunConfig
+from plait.runs.config import RunConfig
 
 
 @pytest.fixture

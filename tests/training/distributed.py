@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from plait.training.config import RunConfig
-from plait.training.metrics import read_metrics
+from plait.runs.config import RunConfig
+from plait.runs.metrics import read_metrics
 
 DRIVER = Path(__file__).with_name("distributed_run.py")
 #: Softmax attention, a delta rule, and a mixer whose layers share a parameter of the model; tied embeddings.

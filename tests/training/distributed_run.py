@@ -18,7 +18,7 @@ import torch
 
 from plait.data.tasks import TaskDataset
 from plait.errors import PlaitError
-from plait.training.config import RunConfig
+from plait.runs.config import RunConfig
 from plait.training.runner import Interrupted, train
 from plait.training.trainer import PlaitTrainer
 

@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from plait.training import RunConfig, checkpoint, runner, trainer
-from plait.training.metrics import FILE
+from plait.runs import checkpoint
+from plait.runs.metrics import FILE
+from plait.training import RunConfig, runner, trainer
 
 CONFIG = RunConfig.model_validate(
     {

@@ -13,7 +13,7 @@ from plait.errors import OptionError
 from plait.evaluation.run import train_and_evaluate
 from plait.models import PlaitForCausalLM, load
 from plait.models.heads import AutoencoderForCompression
-from plait.training.config import RunConfig
+from plait.runs.config import RunConfig
 from plait.training.runner import build_model
 
 COMPRESSION = {"task": "mad_compression", "options": {"vocab_size": 4, "length": 4}}

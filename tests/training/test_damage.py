@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from plait.errors import TrainingError
+from plait.runs.checkpoint import checkpoints, read_json, write_json
+from plait.runs.folder import kept_result
+from plait.runs.metrics import FILE, losses, read_metrics
 from plait.storage.manifest import MANIFEST
 from plait.training import RunConfig
-from plait.training.checkpoint import checkpoints, read_json, write_json
-from plait.training.folder import kept_result
-from plait.training.metrics import FILE, losses, read_metrics
 from plait.training.runner import train
 
 Make = Callable[..., RunConfig]

@@ -15,8 +15,8 @@ from torch import Tensor
 import plait
 from plait.errors import OptionError, TrainingError
 from plait.models import load
+from plait.runs.checkpoint import checkpoints, read_json
 from plait.training.batches import DealtSampler, share
-from plait.training.checkpoint import checkpoints, read_json
 from plait.training.runner import Interrupted, train
 from plait.training.trainer import PlaitTrainer
 from training.distributed import config, largest_difference, launch, numbers, seen

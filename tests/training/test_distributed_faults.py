@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import plait
-from plait.training.checkpoint import checkpoints, read_json
+from plait.runs.checkpoint import checkpoints, read_json
 from plait.training.runner import train
 from training.distributed import config, equal, largest_difference, launch, numbers, seen
 

@@ -18,10 +18,10 @@ from transformers import AutoTokenizer
 from plait.errors import FolderInUse, OptionError, TrainingError
 from plait.models import load
 from plait.models.alignment import ALIGNMENT, align_weights, aligned
+from plait.runs.checkpoint import checkpoints, read_json
+from plait.runs.metrics import losses, read_metrics
 from plait.storage.locks import sole_writer
 from plait.training import RunConfig, sharding
-from plait.training.checkpoint import checkpoints, read_json
-from plait.training.metrics import losses, read_metrics
 from plait.training.runner import train
 from plait.training.trainer import PlaitTrainer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plait.training.metrics import losses
+from plait.runs.metrics import losses
 
 DRIVER = Path(__file__).with_name("killed_run.py")
 

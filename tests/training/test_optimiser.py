@@ -10,7 +10,7 @@ from torch import nn
 
 from plait import catalog
 from plait.models import PlaitConfig, PlaitForCausalLM
-from plait.training.config import TrainingSection
+from plait.runs.config import TrainingSection
 from plait.training.optimiser import build_optimiser, build_schedule, parameter_groups, rate_factor
 
 #: Parameters of a one-layer model that weight decay leaves alone, beyond the three norms of the decoder.

@@ -19,9 +19,9 @@ import plait
 from plait.data.tasks import TaskDataset
 from plait.errors import BackendUnavailable, OptionError, TrainingError
 from plait.models import PlaitForCausalLM
+from plait.runs.checkpoint import checkpoints, read_json
+from plait.runs.metrics import losses, read_metrics
 from plait.training import RunConfig, build_model_config, runner
-from plait.training.checkpoint import checkpoints, read_json
-from plait.training.metrics import losses, read_metrics
 from plait.training.runner import Interrupted, resolved_precision, train
 from plait.training.trainer import PlaitTrainer
 

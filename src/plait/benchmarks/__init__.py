@@ -1,1 +1,23 @@
-"""What is timed, and against whom. Every benchmark prints ratios taken in one run on one machine."""
+"""Benchmarks in words: a prompt, what the model should say, and a score; kind ``benchmark`` of the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from plait import catalog
+from plait.benchmarks.base import Prompt, PromptTask
+
+__all__ = ["Prompt", "PromptTask", "build_benchmark"]
+
+
+def build_benchmark(name: str, options: Mapping[str, Any]) -> PromptTask:
+    """The benchmark of the catalogue with these options.
+
+    Raises:
+        CatalogError: no such benchmark.
+        OptionError: an unknown option or a value of the wrong type.
+        DataError: options that do not fit together, or data that cannot be read.
+    """
+    benchmark: type[PromptTask] = catalog.get(name, "benchmark").load()
+    return benchmark.parse(name, options)

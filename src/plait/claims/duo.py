@@ -19,11 +19,11 @@ from plait.drawing.lines import Line, LinesFigure
 from plait.evaluation.measurements import predict
 from plait.evaluation.subject import Subject, open_subject
 from plait.evaluation.under_policy import under_policy
-from plait.interval import Interval
 from plait.policies import FindHeadsOptions, find_heads, task_rows
-from plait.study.statistics import below, interval
+from plait.runs.folder import versions
+from plait.statistics.comparisons import below, interval
+from plait.statistics.interval import Interval
 from plait.study.worker import machine
-from plait.training.folder import versions
 
 FIXTURE = "fixture:recall-small"
 SEEDS = (0, 1, 2)

@@ -9,10 +9,10 @@ from typing import Any
 from plait.claims.contract import Announce, Claim, Measurement, Outcome
 from plait.conversion.run import convert
 from plait.drawing.lines import Line, LinesFigure
-from plait.interval import Interval
-from plait.study.statistics import interval
+from plait.runs.folder import versions
+from plait.statistics.comparisons import interval
+from plait.statistics.interval import Interval
 from plait.study.worker import machine
-from plait.training.folder import versions
 
 FIXTURE = "fixture:recall-small"
 SEEDS = (0, 1, 2)

@@ -14,11 +14,11 @@ from plait.claims.contract import Announce, Claim, Measurement, Outcome
 from plait.data.tasks.niah import NeedleInHaystack
 from plait.drawing.lines import Line, LinesFigure
 from plait.evaluation.subject import open_subject
-from plait.interval import Interval
 from plait.probes import masking_experiment, probe, task_runs
-from plait.study.statistics import interval
+from plait.runs.folder import versions
+from plait.statistics.comparisons import interval
+from plait.statistics.interval import Interval
 from plait.study.worker import machine
-from plait.training.folder import versions
 
 FIXTURE = "fixture:recall-small"
 LENGTH, QUESTIONS = 128, 40

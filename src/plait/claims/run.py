@@ -14,8 +14,8 @@ from plait.claims.page import page
 from plait.drawing.lines import lines_svg
 from plait.errors import StudyError
 from plait.files import read_text
+from plait.runs.checkpoint import write_json
 from plait.storage.locks import sole_writer
-from plait.training.checkpoint import write_json
 
 EVIDENCE_FILE = "evidence.json"
 #: Evidence that is kept with the package: NAME.json.

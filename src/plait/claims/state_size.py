@@ -8,7 +8,7 @@ from typing import Any
 from plait.claims.contract import Outcome
 from plait.claims.from_study import ClaimFromStudy
 from plait.drawing.lines import Line, LinesFigure
-from plait.study.statistics import below
+from plait.statistics.comparisons import below
 from plait.study.summary import Configuration, Guard
 
 WIDTHS = "model.mixers.gla.expand_k"

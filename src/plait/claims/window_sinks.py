@@ -15,11 +15,11 @@ from plait.data.corpora import open_corpus
 from plait.drawing.lines import Line, LinesFigure
 from plait.evaluation.perplexity import token_losses
 from plait.evaluation.subject import open_subject
-from plait.interval import Interval
 from plait.policies import policy
-from plait.study.statistics import interval
+from plait.runs.folder import versions
+from plait.statistics.comparisons import interval
+from plait.statistics.interval import Interval
 from plait.study.worker import machine
-from plait.training.folder import versions
 
 FIXTURE = "fixture:recall-small"
 #: Tokens of a piece (as many as the fixture was trained on), pieces a seed, tokens of the cache.

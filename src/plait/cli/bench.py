@@ -11,7 +11,7 @@ import typer
 from plait.cli.output import print_json, print_table, say, size
 
 if TYPE_CHECKING:
-    from plait.benchmarks.timing import Ratio
+    from plait.timing.ratios import Ratio
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -54,10 +54,10 @@ def operations(
     as_json: Json = False,
 ) -> None:
     """Time the recurrences and softmax over lists against transformers, plain PyTorch, a loop and SDPA."""
-    from plait.benchmarks.machine import require_device
-    from plait.benchmarks.operations import DIRECTIONS, chosen_operations, time_operations
-    from plait.benchmarks.shapes import chosen_shapes
-    from plait.benchmarks.tuning import few_settings
+    from plait.timing.machine import require_device
+    from plait.timing.operations import DIRECTIONS, chosen_operations, time_operations
+    from plait.timing.shapes import chosen_shapes
+    from plait.timing.tuning import few_settings
 
     require_device(device)
     shapes, named = chosen_shapes(sizes, shape or []), chosen_operations(operation or [])
@@ -93,8 +93,8 @@ def decode(
     as_json: Json = False,
 ) -> None:
     """Time one token through each recurrence: against transformers, by length of context, and what memory grows."""
-    from plait.benchmarks.decode import time_decoding
-    from plait.benchmarks.machine import require_device
+    from plait.timing.decode import time_decoding
+    from plait.timing.machine import require_device
 
     require_device(device)
     lengths = _numbers("--contexts", contexts)
@@ -142,8 +142,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Time a whole hybrid against the all-attention model of its size: training steps, and generation."""
-    from plait.benchmarks.machine import require_device
-    from plait.benchmarks.whole_model import Size, time_generation, time_training
+    from plait.timing.machine import require_device
+    from plait.timing.whole_model import Size, time_generation, time_training
 
     require_device(device)
     lengths = [] if tokens == "0" else _numbers("--tokens", tokens)
@@ -189,10 +189,10 @@ def layers(
     as_json: Json = False,
 ) -> None:
     """Time whole layers on a GPU against flash-linear-attention's, with the same weights, and softmax attention."""
-    from plait.benchmarks.layers import SHAPES, chosen_layers, require_fla, time_layers
-    from plait.benchmarks.operations import DIRECTIONS
-    from plait.benchmarks.shapes import LayerShape
-    from plait.benchmarks.tuning import few_settings
+    from plait.timing.layers import SHAPES, chosen_layers, require_fla, time_layers
+    from plait.timing.operations import DIRECTIONS
+    from plait.timing.shapes import LayerShape
+    from plait.timing.tuning import few_settings
 
     shapes, named = [LayerShape.parse(text) for text in shape or []] or SHAPES, chosen_layers(layer or [])
     require_fla(device)
@@ -226,10 +226,10 @@ def memory(
     as_json: Json = False,
 ) -> None:
     """Measure the peak memory of forward and backward beyond inputs and outputs, each in a fresh process."""
-    from plait.benchmarks.machine import require_device
-    from plait.benchmarks.memory import measure_memory
-    from plait.benchmarks.operations import chosen_operations
-    from plait.benchmarks.shapes import Shape
+    from plait.timing.machine import require_device
+    from plait.timing.memory import measure_memory
+    from plait.timing.operations import chosen_operations
+    from plait.timing.shapes import Shape
 
     require_device(device)
     shapes, named = [Shape.parse(text) for text in shape or ["B1-T4096-H8-D128"]], chosen_operations(operation or [])
@@ -261,7 +261,7 @@ def policies(
     as_json: Json = False,
 ) -> None:
     """Time policies at their default options against the same model with dense attention (SDPA)."""
-    from plait.benchmarks.policies import chosen_policies, time_policies
+    from plait.timing.policies import chosen_policies, time_policies
 
     head = _heading("cpu")
     timings = time_policies(chosen_policies(policy or []), prompt, context, repeats, _announce)
@@ -293,9 +293,9 @@ def sequence(
     as_json: Json = False,
 ) -> None:
     """Time softmax attention with the sequence in pieces on several processes of this machine, against one process."""
-    from plait.benchmarks.machine import description
-    from plait.benchmarks.sequence import time_sequence
-    from plait.benchmarks.shapes import Shape
+    from plait.timing.machine import description
+    from plait.timing.sequence import time_sequence
+    from plait.timing.shapes import Shape
 
     timings = time_sequence(Shape.parse(shape), processes, repeats, direction == "forward+backward", _announce)
     head = {**description("cpu"), "threads": 1, "shape": shape, "direction": direction}
@@ -316,7 +316,7 @@ def sequence(
 
 def _heading(device: str) -> dict[str, Any]:
     """The machine and its ceilings, measured now."""
-    from plait.benchmarks import machine
+    from plait.timing import machine
 
     return {
         "machine": machine.description(device),

@@ -22,7 +22,7 @@ def command(
     """Show versions, devices and backends, with the fix for each."""
     findings = examine()
     if measure:
-        from plait.benchmarks.machine import ceilings
+        from plait.timing.machine import ceilings
 
         findings["ceilings"] = ceilings(device="cuda" if findings["devices"]["cuda"] else "cpu")
     if as_json:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from plait.data import DataBundle
-    from plait.training.config import DataSection, RunConfig
+    from plait.runs.config import DataSection, RunConfig
 
 
 def command(
@@ -82,9 +82,9 @@ def command(
     changes["mqar"] = None if mqar is None else _settings(mqar)
 
     from plait.evaluation.run import evaluate, open_model
+    from plait.runs.config import DataSection, EvaluateSection
+    from plait.runs.folder import model_folder, read_run_file
     from plait.sections import validated
-    from plait.training.config import DataSection, EvaluateSection
-    from plait.training.folder import model_folder, read_run_file
 
     place = model_folder(model)
     run = read_run_file(Path(place))
@@ -145,7 +145,7 @@ def _bundle(
     data: DataSection, model: str, place: str, run: RunConfig | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> DataBundle:
     from plait.data import build
-    from plait.training.folder import DATA_FOLDER, RUN_FILE
+    from plait.runs.folder import DATA_FOLDER, RUN_FILE
 
     if data.corpus is not None and tokenizer is None:
         raise OptionError(f"{model} has no tokenizer, so it cannot be measured on text.")

@@ -71,8 +71,8 @@ def measure_suites(
     from plait.evaluation.session import measure, results_folder
     from plait.evaluation.subject import open_subject
     from plait.evaluation.suites import Unavailable, asked
+    from plait.runs.config import SuiteSection
     from plait.sections import validated
-    from plait.training.config import SuiteSection
 
     if batch_size not in (None, "auto") and not (batch_size or "").isdecimal():
         raise OptionError(f"--batch-size {batch_size!r} must be a whole number of at least 1, or auto.")
@@ -104,7 +104,7 @@ def measure_suites(
 
 def draw_grids(results: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """A heat map of each result whose samples differ in length and depth, beside the results."""
-    from plait.evaluation.prompts.needle import draw_grid, grid
+    from plait.benchmarks.needle import draw_grid, grid
     from plait.evaluation.session import file_name
 
     drawn = []

@@ -14,7 +14,7 @@ from plait.errors import OptionError
 
 if TYPE_CHECKING:
     from plait.models import PlaitConfig
-    from plait.training.config import RunConfig
+    from plait.runs.config import RunConfig
 
 
 def command(
@@ -51,7 +51,7 @@ def read_config(model: str, overrides: Sequence[str] = ()) -> PlaitConfig:
     Raises:
         OptionError: there is no such model, or it is not one of plait's.
     """
-    from plait.training.folder import MODEL_FOLDER, model_folder, read_run_file
+    from plait.runs.folder import MODEL_FOLDER, model_folder, read_run_file
 
     path = Path(model)
     if path.suffix in (".yaml", ".yml"):
@@ -81,8 +81,8 @@ def read_config(model: str, overrides: Sequence[str] = ()) -> PlaitConfig:
 
 def _read_run(path: Path, overrides: Sequence[str]) -> RunConfig:
     from plait.cli.train import with_overrides
+    from plait.runs.config import RunConfig
     from plait.sections import read_yaml, validated
-    from plait.training.config import RunConfig
 
     return validated(RunConfig, with_overrides(read_yaml(path), list(overrides)), str(path))
 

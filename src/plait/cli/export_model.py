@@ -27,7 +27,7 @@ def command(
     from plait.models import PlaitForCausalLM, load
     from plait.models.checkpoints import save_fla, save_gguf, to_transformers
     from plait.models.checkpoints.folders import copy_tokenizer, find_folder, new_file, new_folder
-    from plait.training.folder import model_folder
+    from plait.runs.folder import model_folder
     from plait.training.runner import quiet
 
     target = new_file(out) if to == "gguf" else new_folder(out)

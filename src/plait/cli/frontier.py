@@ -34,7 +34,7 @@ def command(
     from plait.evaluation.subject import open_subject
     from plait.report.figures_page import write_figures_page
     from plait.report.frontier import figures
-    from plait.training.checkpoint import write_json
+    from plait.runs.checkpoint import write_json
 
     grid = Grid(_names(policies), _shares(budgets), _names(tasks), integers(lengths, "lengths"), limit)
     folder = out or Path("runs") / "frontier"

@@ -39,7 +39,7 @@ def command(
 
     from plait.cli.continuation import Shown, continue_prompt
     from plait.evaluation.run import open_model
-    from plait.training.folder import model_folder
+    from plait.runs.folder import model_folder
 
     network, tokenizer = open_model(model_folder(model))
     options: dict[str, Any] = {"do_sample": not greedy}

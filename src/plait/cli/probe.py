@@ -108,7 +108,7 @@ def _questions(subject: Subject, text: Path | None, length: int, samples: int, s
 def _report(
     name: str, measured: Probe, masked: list[dict[str, Any]], out: Path, shown: int | None, as_json: bool
 ) -> None:
-    from plait.training.checkpoint import write_json
+    from plait.runs.checkpoint import write_json
 
     table, sentence = measured.table(), measured.sentence()
     record = {"probe": name, "sentence": sentence, "table": table.to_dict("records"), "masked": masked}

@@ -43,7 +43,7 @@ def command(
     from plait import policy as apply
     from plait.cli.continuation import Shown, continue_prompt
     from plait.evaluation.run import open_model
-    from plait.training.folder import model_folder
+    from plait.runs.folder import model_folder
 
     network, tokenizer = open_model(model_folder(model))
     sampling = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature}

@@ -10,7 +10,7 @@ import typer
 from plait.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from plait.training.listing import RunSummary
+    from plait.runs.listing import RunSummary
 
 
 def command(
@@ -24,7 +24,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the runs of a folder with their state and scores; of several runs show only what differs."""
-    from plait.training.listing import differences, find_runs, summarise
+    from plait.runs.listing import differences, find_runs, summarise
 
     given = folders or [Path("runs")]
     if len(given) > 1:

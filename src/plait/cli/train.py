@@ -14,7 +14,7 @@ from plait.errors import OptionError
 from plait.files import quoted
 
 if TYPE_CHECKING:
-    from plait.training.config import RunConfig
+    from plait.runs.config import RunConfig
 
 
 def command(
@@ -35,9 +35,9 @@ def command(
     Exit status 130 after Ctrl-C: a checkpoint was saved, and the same command goes on from it.
     For several devices: torchrun --nproc-per-node N -m plait train CONFIG.yaml.
     """
+    from plait.runs.config import RunConfig
+    from plait.runs.places import check_places
     from plait.sections import read_yaml, validated
-    from plait.training.config import RunConfig
-    from plait.training.places import check_places
 
     run = validated(RunConfig, with_overrides(read_yaml(config), overrides or []), str(config))
     check_places(run)
@@ -61,9 +61,9 @@ def command(
 
 def _result(run: RunConfig, folder: Path, again: bool, init_from: str | None) -> dict[str, Any] | None:
     """The kept result of a finished run, or that of a run trained and measured now; None in all processes but one."""
+    from plait.runs.checkpoint import write_json
+    from plait.runs.folder import RESULT_FILE, kept_result
     from plait.storage.locks import sole_writer
-    from plait.training.checkpoint import write_json
-    from plait.training.folder import RESULT_FILE, kept_result
 
     first = int(os.environ.get("RANK", 0)) == 0  # set by torchrun and accelerate
     with sole_writer(folder, "plait train") if first else nullcontext():
@@ -99,8 +99,8 @@ def with_overrides(values: Any, overrides: list[str]) -> Any:
     Raises:
         OptionError: an entry of another form, or a key inside something that is not a section.
     """
+    from plait.runs.config import RunConfig
     from plait.sections import check_key
-    from plait.training.config import RunConfig
 
     for entry in overrides:
         key, equals, text = entry.partition("=")

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 from plait.data.packing import collate
 from plait.errors import TrainingError
 from plait.models.alignment import aligned
-from plait.training.checkpoint import PARTIAL, clean, newest_whole, publish_folder, read_json, rotate, write_json
-from plait.training.config import TrainingSection
-from plait.training.metrics import MetricsFile
+from plait.runs.checkpoint import PARTIAL, clean, newest_whole, publish_folder, read_json, rotate, write_json
+from plait.runs.config import TrainingSection
+from plait.runs.metrics import MetricsFile
 from plait.training.optimiser import build_optimiser, rate_factor
 from plait.training.runner import resolved_precision
 

@@ -16,8 +16,8 @@ from plait.evaluation.perplexity import language_modelling
 from plait.evaluation.recall import per_example
 from plait.evaluation.run import parts
 from plait.models import PlaitForCausalLM
+from plait.runs.config import DataSection
 from plait.sections import read_yaml, validated
-from plait.training.config import DataSection
 
 
 def read_section(source: str | Path | DataSection) -> DataSection:

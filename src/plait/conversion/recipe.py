@@ -14,7 +14,7 @@ from plait.errors import OptionError
 from plait.mixers.attention import Attention, AttentionOptions
 from plait.mixers.base import Mixer
 from plait.options import Options
-from plait.training.config import TrainingSection
+from plait.runs.config import TrainingSection
 
 #: Stages in their usual order; ``select`` comes after ``align`` where it measures the aligned layers.
 STAGES = ("select", "transfer", "align", "distil", "tune", "merge")

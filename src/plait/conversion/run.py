@@ -25,11 +25,11 @@ from plait.data.folders import remove_leftovers
 from plait.errors import OptionError, TrainingError, nearest
 from plait.evaluation.subject import fingerprint, open_model
 from plait.models.checkpoints.folders import copy_tokenizer, find_folder
+from plait.runs.checkpoint import PARTIAL, clean, read_json, write_json
+from plait.runs.config import DataSection
+from plait.runs.folder import model_folder, read_run_file, versions
 from plait.storage.locks import LOCK, OWNER, sole_writer
 from plait.storage.manifest import MANIFEST, fault, seal
-from plait.training.checkpoint import PARTIAL, clean, read_json, write_json
-from plait.training.config import DataSection
-from plait.training.folder import model_folder, read_run_file, versions
 from plait.training.runner import quiet
 
 #: File of a converted model's folder that says how it was made.

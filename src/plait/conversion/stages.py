@@ -20,8 +20,8 @@ from plait.data import DataBundle
 from plait.errors import OptionError, TrainingError
 from plait.models import PlaitForCausalLM
 from plait.models.alignment import align_weights
+from plait.runs.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, remove_folder, write_json
 from plait.storage.manifest import fault
-from plait.training.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, remove_folder, write_json
 
 FINISHED, MODEL = "finished.json", "model"
 

@@ -25,7 +25,7 @@ from plait.data.tasks import Task, TaskDataset, build_task
 from plait.data.tokenizers import cached_tokenizer, vocabulary_size
 
 if TYPE_CHECKING:  # training stands beside data: only the type is used here
-    from plait.training.config import DataSection, PartSection
+    from plait.runs.config import DataSection, PartSection
 
 
 class DataBundle(ABC):

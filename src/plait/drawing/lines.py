@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from plait.drawing.style import PALETTE, SYMBOLS, Style
 from plait.drawing.svg_parts import Scale, axes, document, footnote, heading, legend, marks, place
-from plait.interval import Interval
+from plait.statistics.interval import Interval
 
 
 @dataclass(frozen=True)

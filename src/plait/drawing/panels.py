@@ -10,7 +10,7 @@ from html import escape
 from plait.drawing.lines import line_styles
 from plait.drawing.style import SYMBOLS, Style
 from plait.drawing.svg_parts import HEIGHT, LEFT, TOP, Scale, document
-from plait.interval import Interval
+from plait.statistics.interval import Interval
 
 WIDE, GAP, LEGEND, BELOW = 250, 24, 170, 62
 

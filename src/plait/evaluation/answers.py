@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from plait.benchmarks.base import Prompt
 from plait.evaluation.batching import Batches
-from plait.evaluation.prompts.base import Prompt
 
 
 def answers(

@@ -15,7 +15,7 @@ from plait.data.byte_ngrams import ByteNgrams, choose_length
 from plait.data.order import stable_hash
 from plait.data.packing import IGNORED, TokenDataset
 from plait.data.tokenizers import limited, token_bytes
-from plait.training.checkpoint import read_json, write_json
+from plait.runs.checkpoint import read_json, write_json
 
 #: Bytes of the training split whose n-grams are counted.
 COUNTED = 1 << 23

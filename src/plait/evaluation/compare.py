@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from plait.errors import DataError
-from plait.evaluation.intervals import bootstrap, mcnemar, sign_flips
 from plait.evaluation.results import SAMPLES, results_in
+from plait.statistics.intervals import bootstrap, mcnemar, sign_flips
 
 
 @dataclass(frozen=True)

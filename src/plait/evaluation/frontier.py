@@ -18,7 +18,7 @@ from plait.evaluation.session import measure
 from plait.evaluation.subject import Subject
 from plait.evaluation.suites import Unavailable, asked
 from plait.evaluation.under_policy import under_policy
-from plait.training.config import SuiteSection
+from plait.runs.config import SuiteSection
 
 DENSE = "dense"
 
@@ -130,7 +130,7 @@ def records(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 def _work(report: Any, path: Path) -> dict[str, float | None]:
     """What the policy did, kept beside the result so that a second call knows it too."""
-    from plait.training.checkpoint import read_json, write_json
+    from plait.runs.checkpoint import read_json, write_json
 
     if not report.dense_pairs and path.exists():  # the result was there already: nothing ran
         found = read_json(path)

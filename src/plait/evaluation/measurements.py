@@ -11,18 +11,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from plait.benchmarks.base import PromptTask
 from plait.data import TaskData
 from plait.data.tasks.base import IGNORED, Task, TaskDataset, per_example_accuracy
 from plait.errors import OptionError
 from plait.evaluation.answers import answers
 from plait.evaluation.batching import Batches
-from plait.evaluation.intervals import interval_method, score_interval
 from plait.evaluation.perplexity import MOST_LOGITS
-from plait.evaluation.prompts.base import PromptTask
 from plait.evaluation.results import SAMPLES, digest
 from plait.evaluation.subject import Subject
 from plait.models.cache import CACHE_NAME
 from plait.models.heads import AutoencoderForCompression
+from plait.statistics.intervals import interval_method, score_interval
 
 #: Told how many samples have been done since the last call, and where that was not known before how many there are.
 Advance = Callable[..., None]

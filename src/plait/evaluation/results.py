@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plait.errors import DataError, TrainingError
-from plait.training.checkpoint import read_json
+from plait.runs.checkpoint import read_json
 
 #: Under ``more`` of a result whose samples depend on the tokenizer: the digest of their texts.
 SAMPLES = "samples_sha256"

@@ -23,9 +23,9 @@ from plait.evaluation.recall import check_settings, recall
 from plait.evaluation.session import scored
 from plait.evaluation.subject import Subject, open_model
 from plait.evaluation.suites import Unavailable, asked
+from plait.runs.config import DataSection, EvaluateSection, RunConfig
+from plait.runs.folder import DATA_FOLDER, versions
 from plait.training.architecture import check_architecture
-from plait.training.config import DataSection, EvaluateSection, RunConfig
-from plait.training.folder import DATA_FOLDER, versions
 from plait.training.runner import train
 
 __all__ = ["evaluate", "open_model", "train_and_evaluate"]

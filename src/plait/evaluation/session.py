@@ -17,9 +17,9 @@ from plait.evaluation.measurements import Advance, Measurement
 from plait.evaluation.progress import Bar
 from plait.evaluation.results import read_result
 from plait.evaluation.subject import Subject, measurement_key
+from plait.runs.checkpoint import clean, write_json
+from plait.runs.folder import RUN_FILE, versions
 from plait.storage.locks import sole_writer
-from plait.training.checkpoint import clean, write_json
-from plait.training.folder import RUN_FILE, versions
 
 _log = logging.getLogger("plait")
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plait.data.order import stable_hash
 from plait.devices import default_device
 from plait.models import load
-from plait.policies.base import Policy
-from plait.training.config import DataSection
-from plait.training.folder import model_folder, read_run_file
+from plait.runs.config import DataSection
+from plait.runs.folder import model_folder, read_run_file
+from plait.runtime.policy import Policy
 from plait.training.runner import quiet
 
 

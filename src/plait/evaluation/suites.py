@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from plait import catalog
+from plait.benchmarks import PromptTask, build_benchmark
 from plait.data.tasks import Task, build_task
 from plait.errors import DataError, OptionError, PlaitError, nearest
 from plait.evaluation.harness.measurement import HarnessMeasurement, folder_names
 from plait.evaluation.measurements import Measurement, PromptMeasurement, TaskMeasurement
-from plait.evaluation.prompts import PromptTask, build_benchmark
 from plait.evaluation.subject import Subject
 from plait.evaluation.texts import TextMeasurement
-from plait.training.config import SuiteSection
+from plait.runs.config import SuiteSection
 
 #: Suite -> tasks of token ids and benchmarks in words that it measures, by their names in the catalogue.
 SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -20,7 +20,7 @@ from plait.evaluation.measurements import Advance, Measurement, Score
 from plait.evaluation.results import SAMPLES, digest
 from plait.evaluation.subject import Subject
 from plait.files import read_text
-from plait.policies.base import Policy
+from plait.runtime.policy import Policy
 
 #: Characters of one piece, which is one sample, and how many pieces are read where no limit is given.
 PIECE, PIECES = 8192, 16

@@ -101,7 +101,7 @@ def _this_cpu() -> Device:
 
     import torch
 
-    from plait.benchmarks.machine import ceilings
+    from plait.timing.machine import ceilings
 
     found = ceilings("cpu", torch.float32)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -25,7 +25,7 @@ from plait.models.pretrained import SharedParameters
 from plait.nn import RMSNorm
 from plait.ops import backend
 from plait.planner.allocations import Allocations
-from plait.training.config import TrainingSection
+from plait.runs.config import TrainingSection
 
 #: Larger batches and longer sequences are extended from these: beyond them, memory grows by the same per token.
 LARGEST_BATCH, LONGEST_RUN = 4, 2048

@@ -13,15 +13,15 @@ from typing import Any
 from torch import nn
 
 from plait import catalog
-from plait.policies.base import Policy, PolicyOptions
 from plait.policies.build import build, names
-from plait.policies.call import Call, LayerInfo, ModelInfo
-from plait.policies.dense import Dense
 from plait.policies.duo_data import CalibrationRow, passkey_rows, task_rows
 from plait.policies.duo_optimise import FindHeadsOptions, find_heads
 from plait.policies.head_table import HeadTable
-from plait.policies.meter import Report, Work
-from plait.policies.runtime import Applied
+from plait.runtime.applied import Applied
+from plait.runtime.call import Call, LayerInfo, ModelInfo
+from plait.runtime.dense import Dense
+from plait.runtime.meter import Report, Work
+from plait.runtime.policy import Policy, PolicyOptions
 
 
 def policy(model: nn.Module, policy: str | Mapping[str, Any] | Policy, **options: Any) -> Applied:

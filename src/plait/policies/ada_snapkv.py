@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plait.policies.importance import best, over_group
 from plait.policies.snapkv import SnapKV, SnapKVOptions
-from plait.policies.store import Keys, first_true
+from plait.runtime.store import Keys, first_true
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from plait.policies.base import Policy, PolicyOptions
-from plait.policies.call import Call
 from plait.policies.importance import best
-from plait.policies.products import ENTRIES, band, chosen, packs, paged
-from plait.policies.store import Keys
+from plait.runtime.call import Call
+from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.products import ENTRIES, band, chosen, packs, paged
+from plait.runtime.store import Keys
 
 #: Far above any score: what is forced comes first, by rank.
 FORCED = 1e30

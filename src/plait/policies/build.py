@@ -7,7 +7,7 @@ from typing import Any
 
 from plait import catalog
 from plait.errors import OptionError
-from plait.policies.base import Policy
+from plait.runtime.policy import Policy
 
 #: A policy as options and files write it: its name, or a mapping with ``name`` and options.
 Spec = str | dict[str, Any]

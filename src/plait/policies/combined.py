@@ -10,9 +10,9 @@ from torch import Tensor
 from plait import catalog
 from plait.errors import OptionError
 from plait.mixers.state import LayerState
-from plait.policies.base import Policy, PolicyOptions
 from plait.policies.build import Spec, build
-from plait.policies.call import Call, LayerInfo, ModelInfo
+from plait.runtime.call import Call, LayerInfo, ModelInfo
+from plait.runtime.policy import Policy, PolicyOptions
 
 
 @dataclass(frozen=True)

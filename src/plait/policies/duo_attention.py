@@ -14,11 +14,11 @@ from torch import Tensor
 
 from plait.errors import OptionError
 from plait.mixers.state import LayerState
-from plait.policies.base import Policy, PolicyOptions
-from plait.policies.call import Call, LayerInfo, ModelInfo
 from plait.policies.head_table import HeadTable
-from plait.policies.products import band
-from plait.policies.store import Store
+from plait.runtime.call import Call, LayerInfo, ModelInfo
+from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.products import band
+from plait.runtime.store import Store
 
 #: Tables that need no file.
 NAMED = {"full": 1.0, "streaming": 0.0}

@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 
 from plait.errors import DataError, OptionError
 from plait.options import Options
-from plait.policies.call import Call, LayerInfo, ModelInfo
-from plait.policies.dense import Dense
 from plait.policies.duo_data import CalibrationRow
 from plait.policies.head_table import HeadTable
-from plait.policies.products import band
-from plait.policies.runtime import Applied
+from plait.runtime.applied import Applied
+from plait.runtime.call import Call, LayerInfo, ModelInfo
+from plait.runtime.dense import Dense
+from plait.runtime.products import band
 
 #: The rate rises over the first fifth of the steps from a tenth, and falls back over the last fifth.
 RAMP, LEAST = 5, 0.1

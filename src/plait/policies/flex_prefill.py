@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from plait.policies.base import Policy, PolicyOptions
-from plait.policies.call import Call
 from plait.policies.importance import best, beyond, pattern_sums
 from plait.policies.vertical_slash import Chosen, vertical_slash
+from plait.runtime.call import Call
+from plait.runtime.policy import Policy, PolicyOptions
 
 
 @dataclass(frozen=True)

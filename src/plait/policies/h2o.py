@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from plait.mixers.state import LayerState
-from plait.policies.base import Policy, PolicyOptions
-from plait.policies.call import Call, LayerInfo
 from plait.policies.importance import best, over_group
-from plait.policies.products import band, probabilities, with_sums
-from plait.policies.store import Store
+from plait.runtime.call import Call, LayerInfo
+from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.products import band, probabilities, with_sums
+from plait.runtime.store import Store
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plait.errors import DataError, OptionError, PlaitError
 from plait.files import parse_json, read_text, reason
-from plait.policies.call import LayerInfo, ModelInfo
+from plait.runtime.call import LayerInfo, ModelInfo
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from plait.policies.call import Call
-from plait.policies.products import CACHED, probabilities
-from plait.policies.store import Keys, Store
+from plait.runtime.call import Call
+from plait.runtime.products import CACHED, probabilities
+from plait.runtime.store import Keys, Store
 
 
 def last_queries(call: Call, most: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.mixers.state import LayerState, Segment
-from plait.policies.base import Policy, PolicyOptions
-from plait.policies.call import Call, LayerInfo
 from plait.policies.importance import best, over_group
-from plait.policies.products import band, chosen
-from plait.policies.store import Keys, Store
+from plait.runtime.call import Call, LayerInfo
+from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.products import band, chosen
+from plait.runtime.store import Keys, Store
 
 
 @dataclass(frozen=True)

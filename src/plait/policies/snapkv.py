@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from plait.mixers.state import LayerState
-from plait.policies.base import Policy, PolicyOptions
-from plait.policies.call import Call, LayerInfo
 from plait.policies.importance import best, keep_last_queries, over_group, pooled
-from plait.policies.products import probabilities
-from plait.policies.store import Keys, Store
+from plait.runtime.call import Call, LayerInfo
+from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.products import probabilities
+from plait.runtime.store import Keys, Store
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from plait.policies.base import Policy, PolicyOptions
-from plait.policies.call import Call, ModelInfo
-from plait.policies.meter import Meter
-from plait.policies.products import band
-from plait.policies.store import Keys
+from plait.runtime.call import Call, ModelInfo
+from plait.runtime.meter import Meter
+from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.products import band
+from plait.runtime.store import Keys
 
 
 @dataclass(frozen=True)

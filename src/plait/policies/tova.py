@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from plait.policies.base import Policy, PolicyOptions
-from plait.policies.call import Call
 from plait.policies.importance import best, last_queries
-from plait.policies.products import probabilities
+from plait.runtime.call import Call
+from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.products import probabilities
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from plait.policies.base import Policy, PolicyOptions
-from plait.policies.call import Call
 from plait.policies.importance import best, beyond, pattern_sums
-from plait.policies.products import chosen, packed, packs
-from plait.policies.store import NEVER, first_true
+from plait.runtime.call import Call
+from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.products import chosen, packed, packs
+from plait.runtime.store import NEVER, first_true
 
 
 @dataclass(frozen=True)

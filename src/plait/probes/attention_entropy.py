@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from plait.drawing.heat import heat_svg
 from plait.errors import OptionError
 from plait.options import Options
-from plait.policies.call import Call
-from plait.policies.store import Keys
 from plait.probes.watching import AttentionProbe, weights
+from plait.runtime.call import Call
+from plait.runtime.store import Keys
 
 
 @dataclass(frozen=True)

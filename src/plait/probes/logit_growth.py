@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from plait.drawing.lines import Line, LinesFigure, lines_svg
 from plait.errors import OptionError
-from plait.interval import Interval
 from plait.options import Options
-from plait.policies.call import Call
-from plait.policies.store import Keys
 from plait.probes.watching import AttentionProbe, logits
+from plait.runtime.call import Call
+from plait.runtime.store import Keys
+from plait.statistics.interval import Interval
 
 
 @dataclass(frozen=True)

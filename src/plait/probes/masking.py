@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import OptionError
-from plait.evaluation.intervals import bootstrap
-from plait.policies.call import Call
-from plait.policies.dense import Dense
-from plait.policies.runtime import Applied
 from plait.probes.needles import NeedleRun, greedy_answer, recall
+from plait.runtime.applied import Applied
+from plait.runtime.call import Call
+from plait.runtime.dense import Dense
+from plait.statistics.intervals import bootstrap
 
 #: Most tokens of an answer.
 LONGEST = 50

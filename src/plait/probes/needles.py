@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from plait.benchmarks.needle import ANSWER, QUESTION, Needle
 from plait.data.tasks.niah import NEEDLE, NeedleInHaystack
 from plait.errors import OptionError
-from plait.evaluation.prompts.needle import ANSWER, QUESTION, Needle
 from plait.models.cache import CACHE_NAME
 
 #: Share of a span's tokens that the answer's own tokens must cover (Wu et al., detection code).

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from plait.drawing.heat import heat_svg
 from plait.errors import OptionError
 from plait.options import Options
-from plait.policies.call import Call
-from plait.policies.store import Keys
 from plait.probes.needles import NeedleRun, greedy_answer, recall
 from plait.probes.watching import AttentionProbe, logits
+from plait.runtime.call import Call
+from plait.runtime.store import Keys
 
 #: Share of the answer's tokens that a right answer contains (ROUGE-1 recall over 50 %).
 RIGHT = 0.5

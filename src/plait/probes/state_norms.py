@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from plait.drawing.lines import Line, LinesFigure, lines_svg
 from plait.errors import OptionError
-from plait.interval import Interval
 from plait.mixers.state import Recurrent
 from plait.models import PlaitForCausalLM, PlaitModel
 from plait.models.cache import CACHE_NAME, PlaitCache
 from plait.options import Options
 from plait.probes.contract import Probe
+from plait.statistics.interval import Interval
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import OptionError
-from plait.policies.call import Call
-from plait.policies.dense import Dense
-from plait.policies.runtime import Applied
-from plait.policies.store import Keys
 from plait.probes.contract import Probe
+from plait.runtime.applied import Applied
+from plait.runtime.call import Call
+from plait.runtime.dense import Dense
+from plait.runtime.store import Keys
 
 
 class Watched(Dense):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plait.drawing.style import Style
-from plait.interval import Interval
 from plait.report import labels
+from plait.statistics.interval import Interval
 from plait.study.summary import Configuration
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from plait.drawing.panels import Mark, Panels, Trace
 from plait.evaluation.frontier import DENSE, Point
-from plait.interval import Interval
+from plait.statistics.interval import Interval
 
 COSTS = ("query-key pairs in the prefill", "query-key pairs in decoding", "bytes of the cache")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 
-from plait.interval import Interval
+from plait.statistics.interval import Interval
 from plait.study.summary import Configuration
 
 #: What every chart and table calls a metric: (name, unit).

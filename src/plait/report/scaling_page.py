@@ -10,9 +10,9 @@ from plait.drawing.style import DASHES, SYMBOLS, mixer_styles
 from plait.report import labels
 from plait.report.offline import fill
 from plait.report.scaling_charts import WORDS, law_chart
+from plait.runs.checkpoint import write_json
 from plait.study.scaling import table
 from plait.study.scaling.summary import ScalingSummary
-from plait.training.checkpoint import write_json
 
 
 def write_page(summary: ScalingSummary, folder: Path) -> Path:

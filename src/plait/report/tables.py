@@ -7,10 +7,10 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from plait.interval import Interval
 from plait.report import labels
 from plait.report.figures import longest_context
 from plait.report.metrics import answer_metrics, metric_order, tracks_of
+from plait.statistics.interval import Interval
 from plait.study.summary import Configuration, StudySummary
 
 

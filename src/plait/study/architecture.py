@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from plait.models.configuration import PlaitConfig
 from plait.models.cost import count_parameters, plan_cost
+from plait.runs.config import RunConfig
 from plait.training.architecture import build_model_config
-from plait.training.config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from plait.interval import Interval
-from plait.study.statistics import average, below, spearman
+from plait.statistics.comparisons import average, below, spearman
+from plait.statistics.interval import Interval
 from plait.study.summary import Configuration, Guard, PaperClaim, Verdict
 
 #: Claim (b): a mixer's loss may differ this much between ratios, as a fraction of its best loss.

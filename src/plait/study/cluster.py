@@ -19,6 +19,7 @@ from typing import Any
 from plait import __version__
 from plait.errors import BackendUnavailable, OptionError, StudyError
 from plait.extras import install_command
+from plait.runs import metrics
 from plait.study.cluster_needs import Machine, check_needs, fits_one_machine
 from plait.study.cluster_node import Launch, Message, Order, check_machine, place, supervise
 from plait.study.cluster_storage import Storage
@@ -26,7 +27,6 @@ from plait.study.progress import StudyProgress
 from plait.study.runner import GRACE, Outcome, outcome, pending_trials
 from plait.study.store import STUDY, Store
 from plait.study.trials import Trial
-from plait.training import metrics
 
 #: Seconds to reach an address, and for every machine to answer once.
 CONNECT_SECONDS, CHECK_SECONDS = 5.0, 120.0

@@ -26,14 +26,14 @@ from filelock import FileLock, Timeout
 
 from plait import __version__
 from plait.errors import StudyError
+from plait.runs import metrics
+from plait.runs.checkpoint import write_json
 from plait.study.cluster_storage import Lease, Storage, newest
 from plait.study.gang import SIGNAL_STATUS
 from plait.study.runner import GRACE, WORKER_LOG, how_a_process_ended, last_line, worker_environment
 from plait.study.store import STUDY, Store
 from plait.study.trials import Trial
 from plait.study.worker import DATA_FOLDER
-from plait.training import metrics
-from plait.training.checkpoint import write_json
 
 Message = dict[str, Any]
 

@@ -29,10 +29,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from plait.errors import OptionError, StudyError
+from plait.runs import metrics
+from plait.runs.checkpoint import PARTIAL, checkpoints
+from plait.runs.folder import FINISHED_FILE, MODEL_FOLDER, RUN_FILE
 from plait.study.store import CONFIG, ERROR, LOG, RESULT
-from plait.training import metrics
-from plait.training.checkpoint import PARTIAL, checkpoints
-from plait.training.folder import FINISHED_FILE, MODEL_FOLDER, RUN_FILE
 
 LATEST, LEASE = "latest.json", "lease.json"
 #: What people read of a trial, in the order in which it is written.

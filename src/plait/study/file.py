@@ -27,7 +27,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Sections(Strict):
-    """Partial sections of a run file (``plait.training.config.RunConfig``); checked when trials are resolved."""
+    """Partial sections of a run file (``plait.runs.config.RunConfig``); checked when trials are resolved."""
 
     model: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)

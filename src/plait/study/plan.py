@@ -13,10 +13,10 @@ from plait.errors import OptionError
 from plait.planner.devices import Device
 from plait.planner.footprint import Footprints, TrainingSetting
 from plait.planner.memory import TrainingMemory, training_memory
+from plait.runs.config import DataSection
 from plait.study.architecture import Architecture
 from plait.study.file import StudyFile
 from plait.study.trials import Trial
-from plait.training.config import DataSection
 
 #: Numbers of devices that are tried when one is too small.
 DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -14,9 +14,9 @@ import torch
 from plait.data.order import stable_hash
 from plait.models import PlaitForCausalLM
 from plait.planner.devices import Device
+from plait.runs.checkpoint import read_json, write_json
+from plait.runs.config import DataSection, ModelSection, RunConfig
 from plait.study.architecture import Architecture
-from plait.training.checkpoint import read_json, write_json
-from plait.training.config import DataSection, ModelSection, RunConfig
 
 #: The tiny trial: sequences and tokens of a step, and steps that are timed after the first two.
 BATCH, LENGTH, STEPS = 8, 128, 6

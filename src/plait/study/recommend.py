@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plait.interval import Interval
+from plait.statistics.comparisons import below
+from plait.statistics.interval import Interval
 from plait.study.file import StudyFile
-from plait.study.statistics import below
 from plait.study.summary import Configuration, Guard, Recommendation
 
 

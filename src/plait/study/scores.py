@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plait.evaluation.intervals import score_interval
-from plait.interval import Interval
-from plait.study.statistics import interval
+from plait.statistics.comparisons import interval
+from plait.statistics.interval import Interval
+from plait.statistics.intervals import score_interval
 
 #: Of one model, as :func:`plait.evaluation.evaluate` gives it.
 Evaluation = Mapping[str, Any]

@@ -13,10 +13,10 @@ from filelock import FileLock, Timeout
 
 from plait.data.folders import only_writer
 from plait.errors import StudyError, TrainingError
+from plait.runs.checkpoint import DAMAGED, checkpoints, clean, read_json, write_json
+from plait.runs.metrics import read_metrics
 from plait.study.file import StudyFile, parse_study
 from plait.study.trials import Trial, trials
-from plait.training.checkpoint import DAMAGED, checkpoints, clean, read_json, write_json
-from plait.training.metrics import read_metrics
 
 STUDY, CONFIG, RESULT, ERROR, LOG, LOCK = "study.json", "config.json", "result.json", "error.json", "log.txt", "lock"
 

@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from plait.interval import Interval
+from plait.statistics.comparisons import interval, pareto, scaled
+from plait.statistics.interval import Interval
 from plait.study.architecture import Architecture
 from plait.study.claims import paper_claims
 from plait.study.file import StudyFile
 from plait.study.recommend import recommend
 from plait.study.scores import suite_metrics, task_metrics
-from plait.study.statistics import interval, pareto, scaled
 from plait.study.store import LOG, Store
 from plait.study.summary import Configuration, Curve, FailedTrial, Guard, StudySummary, TextBaselines
 from plait.study.trials import Trial

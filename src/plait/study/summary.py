@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from plait.interval import Interval
+from plait.statistics.interval import Interval
 
 Verdict = Literal["holds", "does not hold", "inconclusive"]
 

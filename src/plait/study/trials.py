@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import Any
 
 from plait.errors import OptionError
+from plait.runs.config import DataSection, RunConfig, SourceSection
 from plait.sections import validated
 from plait.study.file import ARCHITECTURE_AXES, StudyFile, Track
 from plait.study.matching import matched
 from plait.study.resources import Resources
-from plait.training.config import DataSection, RunConfig, SourceSection
 
 #: Lists that run files have had since trials were first named; where they are empty they are not part of the name.
 LATER_LISTS = (("data", "mixture"), ("evaluate", "suites"))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from plait.runs.config import RunConfig, load_run_config
     from plait.training.architecture import build_model_config
-    from plait.training.config import RunConfig, load_run_config
     from plait.training.runner import Interrupted, TrainResult, train
 
 __all__ = ["Interrupted", "RunConfig", "TrainResult", "build_model_config", "load_run_config", "train"]
 
 _EXPORTS = {
     "build_model_config": "plait.training.architecture",
-    "RunConfig": "plait.training.config",
-    "load_run_config": "plait.training.config",
+    "RunConfig": "plait.runs.config",
+    "load_run_config": "plait.runs.config",
     "Interrupted": "plait.training.runner",
     "TrainResult": "plait.training.runner",
     "train": "plait.training.runner",

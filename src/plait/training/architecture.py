@@ -10,7 +10,7 @@ from plait import catalog
 from plait.errors import OptionError, nearest
 from plait.models.configuration import PlaitConfig
 from plait.models.plan import layer_plan
-from plait.training.config import RunConfig
+from plait.runs.config import RunConfig
 
 
 def build_model_config(

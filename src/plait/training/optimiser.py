@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from plait.training.config import TrainingSection
+from plait.runs.config import TrainingSection
 
 #: Endings of names of parameters that set a decay, whatever their shape.
 DECAY_PARAMETERS = ("A_log", "dt_bias", "lower_bounds")

@@ -28,12 +28,8 @@ from plait.errors import OptionError, TrainingError
 from plait.models import PlaitForCausalLM
 from plait.models.heads import AutoencoderForCompression
 from plait.models.pretrained import PlaitPreTrainedModel
-from plait.storage.locks import sole_writer
-from plait.storage.manifest import fault
-from plait.training import metrics, sharding, warm_start
-from plait.training.architecture import build_model_config
-from plait.training.batches import share
-from plait.training.checkpoint import (
+from plait.runs import metrics
+from plait.runs.checkpoint import (
     PARTIAL,
     checkpoints,
     clean,
@@ -44,8 +40,13 @@ from plait.training.checkpoint import (
     step_of,
     write_json,
 )
-from plait.training.config import RunConfig, TrainingSection
-from plait.training.folder import DATA_FOLDER, FINISHED_FILE, MODEL_FOLDER, claim, write_run_file
+from plait.runs.config import RunConfig, TrainingSection
+from plait.runs.folder import DATA_FOLDER, FINISHED_FILE, MODEL_FOLDER, claim, write_run_file
+from plait.storage.locks import sole_writer
+from plait.storage.manifest import fault
+from plait.training import sharding, warm_start
+from plait.training.architecture import build_model_config
+from plait.training.batches import share
 from plait.training.optimiser import rate_factor
 from plait.training.progress import ProgressCallback
 from plait.training.trackers import check_trackers

@@ -21,13 +21,13 @@ from plait.data.packing import IGNORED, collate
 from plait.data.streaming import StreamedTokens
 from plait.errors import TrainingError
 from plait.models.loading import SHARDED_FOLDER
+from plait.runs.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, rotate, write_json
+from plait.runs.config import RunConfig, TrainingSection
+from plait.runs.folder import write_run_file
+from plait.runs.metrics import FILE as METRICS
+from plait.runs.metrics import MetricsFile
 from plait.training import sharding
 from plait.training.batches import DealtSampler
-from plait.training.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, rotate, write_json
-from plait.training.config import RunConfig, TrainingSection
-from plait.training.folder import write_run_file
-from plait.training.metrics import FILE as METRICS
-from plait.training.metrics import MetricsFile
 from plait.training.optimiser import build_optimiser, build_schedule, set_rate
 
 #: File of a checkpoint with the position in the data and the running sums.

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plait.data.tokenizers import tokenizer_hash
 from plait.errors import OptionError
 from plait.models import load
-from plait.training.folder import model_folder
+from plait.runs.folder import model_folder
 
 #: Keys of a configuration that say nothing of the computation.
 _NO_DIFFERENCE = {"transformers_version", "dtype", "_name_or_path", "architectures", "use_cache"}

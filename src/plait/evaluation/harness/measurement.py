@@ -9,9 +9,9 @@ from typing import Any
 from plait.errors import OptionError
 from plait.evaluation.batching import Batches
 from plait.evaluation.harness.run import CORRECT, require_lm_eval, run_harness
-from plait.evaluation.intervals import Z, interval_method, score_interval
 from plait.evaluation.measurements import Advance, Measurement, Score
 from plait.evaluation.subject import Subject
+from plait.statistics.intervals import Z, interval_method, score_interval
 
 
 @dataclass(frozen=True)

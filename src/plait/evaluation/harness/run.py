@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait.errors import OptionError
 from plait.extras import install_command
-from plait.training.folder import versions
+from plait.runs.folder import versions
 
 if TYPE_CHECKING:
     from plait.evaluation.harness.model import HarnessModel, Progress

@@ -1,0 +1,136 @@
+"""The runs of a folder: how far each came, what it scored, and how two of them differ. Loads no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plait.errors import OptionError, PlaitError
+from plait.storage.locks import in_use
+from plait.storage.manifest import fault
+from plait.runs.checkpoint import checkpoints, read_json
+from plait.runs.folder import FINISHED_FILE, MODEL_FOLDER, RESULT_FILE, RUN_FILE, flat, steps_done
+from plait.runs.metrics import losses, read_metrics
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run.
+
+    Args:
+        name: of its folder.
+        folder: where it is.
+        model: mixer, ratio and size in words.
+        steps, total: optimiser steps done, and asked for.
+        state: ``running``, ``finished``, ``stopped`` (can be gone on with) or ``damaged``.
+        why: what is damaged.
+        loss: last logged training loss, in nats.
+        bits_per_byte: on held-out text.
+        recall: mean accuracy over its MQAR settings, 0 to 1.
+        tokens, seconds: of training, over all resumptions; None before a run has ended.
+        config: the resolved configuration.
+    """
+
+    name: str
+    folder: str
+    model: str = ""
+    steps: int = 0
+    total: int = 0
+    state: str = "damaged"
+    why: str = ""
+    loss: float | None = None
+    bits_per_byte: float | None = None
+    recall: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return asdict(self)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Folders of runs: ``folder`` itself, those directly in it, or the trials of a study.
+
+    Raises:
+        OptionError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise OptionError(f"There is no folder {folder}.")
+    if (folder / RUN_FILE).exists():
+        return [folder]
+    found = [path.parent for pattern in ("*", "trials/*") for path in folder.glob(f"{pattern}/{RUN_FILE}")]
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def summarise(folder: Path, *, verify: bool = False) -> RunSummary:
+    """How far a run came and what it scored.
+
+    Args:
+        folder: of the run.
+        verify: read every file of model and checkpoint and compare hashes, instead of sizes only.
+
+    Raises:
+        OptionError: the folder holds no run.
+    """
+    if not (folder / RUN_FILE).exists():
+        raise OptionError(f"{folder} holds no run: it has no {RUN_FILE}.")
+    known: dict[str, Any] = {"name": folder.resolve().name, "folder": str(folder)}
+    try:
+        config = read_json(folder / RUN_FILE)["config"]
+        known |= {"config": config, "total": config["training"]["steps"], "model": describe(config["model"])}
+        known |= _progress(folder)
+        return RunSummary(**known, **_state(folder, known["total"], verify))
+    except (PlaitError, KeyError, TypeError) as error:
+        why = str(error) if isinstance(error, PlaitError) else f"{RUN_FILE} is no file of a run"
+        return RunSummary(**known, state="damaged", why=why)
+
+
+def describe(model: Mapping[str, Any]) -> str:
+    """A ``model`` section in words: ``gla 3:1, 4 layers of 128``."""
+    plan = model.get("layer_types")
+    if plan:
+        counts = " + ".join(f"{plan.count(name)} {name}" for name in dict.fromkeys(plan))
+        return f"{counts}, {len(plan)} layers of {model['hidden_size']}"
+    return f"{model['mixer']} {model['ratio']}, {model['num_hidden_layers']} layers of {model['hidden_size']}"
+
+
+def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
+    """Settings in which runs differ, by dotted key, with the value of each run; None where a run has none."""
+    flats = [dict(flat(run.config)) for run in runs]
+    keys = sorted({key for one in flats for key in one})
+    table = {key: [one.get(key) for one in flats] for key in keys}
+    return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    logged = losses(folder)
+    found: dict[str, Any] = {"steps": steps_done(folder), "loss": logged[-1][1] if logged else None}
+    if (folder / FINISHED_FILE).exists():
+        done = read_json(folder / FINISHED_FILE)
+        found |= {"tokens": done["tokens"], "seconds": done["seconds"]}
+    if (folder / RESULT_FILE).exists():
+        evaluation = read_json(folder / RESULT_FILE)["evaluation"]
+        accuracies = [setting["accuracy"] for setting in evaluation["mqar"]]
+        found["bits_per_byte"] = evaluation["lm"]["bits_per_byte"] if evaluation["lm"] else None
+        found["recall"] = sum(accuracies) / len(accuracies) if accuracies else None
+    return found
+
+
+def _state(folder: Path, total: int, verify: bool) -> dict[str, Any]:
+    if in_use(folder):
+        records = read_metrics(folder)
+        return {"state": "running", **({"why": f"at step {records[-1]['step']:,}"} if records else {})}
+    if (folder / FINISHED_FILE).exists() and read_json(folder / FINISHED_FILE)["steps"] >= total:
+        model = folder / MODEL_FOLDER
+        wrong = fault(model, content=verify) if model.exists() else "it is missing"
+        return {"state": "damaged", "why": f"model: {wrong}"} if wrong else {"state": "finished"}
+    saved = [(path, fault(path, content=verify)) for path in checkpoints(folder)]
+    if saved and all(wrong for _, wrong in saved):
+        path, wrong = saved[-1]
+        return {"state": "damaged", "why": f"{path.name}: {wrong}"}
+    damaged = [f"{path.name}: {wrong}" for path, wrong in saved if wrong]
+    return {"state": "stopped", "why": f"damaged {damaged[-1]}" if damaged else ""}

@@ -1,0 +1,1 @@
+"""Intervals of means and shares, and what may be concluded from them."""
