@@ -24,5 +24,17 @@ def command(
     if as_json:
         print_json([asdict(method) for method in methods])
         return
-    rows = [[method.name, method.kind, method.title, method.paper or "-", method.state or "-"] for method in methods]
-    print_table(["name", "kind", "title", "paper (arXiv)", "decoding state"], rows)
+    columns = {
+        "name": [method.name for method in methods],
+        "kind": [method.kind for method in methods],
+        "title": [method.title for method in methods],
+        "paper (arXiv)": [method.paper for method in methods],
+        "decoding state": [method.state for method in methods],
+    }
+    if kind is not None:
+        columns |= {
+            "work": [method.work for method in methods],
+            "tags": [", ".join(method.tags) for method in methods],
+        }
+    shown = {header: cells for header, cells in columns.items() if any(cells)}
+    print_table(list(shown), [[cell or "-" for cell in row] for row in zip(*shown.values(), strict=True)])

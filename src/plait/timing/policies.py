@@ -69,7 +69,7 @@ def chosen_policies(names: Sequence[str]) -> list[str]:
     """
     for name in names:
         catalog.get(name, "policy")
-    return list(names) or [name for name in catalog.names("policy") if name not in ("per_layer", "prefill_decode")]
+    return list(names) or catalog.names("policy", combines=False)
 
 
 def time_policies(
