@@ -1,0 +1,1 @@
+"""Runs on disk: run files, folders, checkpoints, metrics. Loads no tensor."""
