@@ -52,7 +52,7 @@ def test_train_eval_generate(call: Call, run_file: Path) -> None:
     status, out, err = call("train", str(run_file), "--set", "training.log_every=1")
     assert status == 0
     assert "bits per byte" in out
-    assert "1 gated_deltanet + 1 attention (attention at 1)" in err
+    assert "1 gated_deltanet + 1 attention (full at 1)" in err
     stored = json.loads(Path("runs/tiny/result.json").read_text())
     assert [step for step, _ in stored["train"]["losses"]] == [1, 2, 3, 4]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ def runs() -> list[tuple[str, str, torch.dtype]]:
     """Case, way of softmax attention and dtype: all in fp64, mixers at their defaults in fp32 too."""
     found = []
     for case, (mixer, options) in cases().items():
-        if not catalog.get(mixer).load().shards_sequence:
+        if not catalog.get(mixer).shards_sequence:
             continue
         softmax = mixer in ("attention", "mla") and "window" not in options
         for way in WAYS if softmax else WAYS[:1]:
@@ -213,11 +214,15 @@ def refusals() -> dict[str, str]:
     mask = torch.ones_like(ids)
     mask[0, 0] = 0
 
-    class Whole(type(model.model.layers[0].attn)):  # type: ignore[misc]
-        shards_sequence = False
+    def needs_all() -> None:
+        name = model.config.layers()[0].mixer
+        row = catalog.get(name)
+        catalog._all()["mixer", name] = dataclasses.replace(row, shards_sequence=False)
+        try:
+            model(ids)
+        finally:
+            catalog._all()["mixer", name] = row
 
-    needs_all = hybrid()
-    needs_all.model.layers[0].attn.__class__ = Whole
     attempts = {
         "padding": lambda: model(ids, attention_mask=mask if last else None),
         "cache": lambda: model(ids, use_cache=last),
@@ -225,7 +230,7 @@ def refusals() -> dict[str, str]:
         "positions": lambda: model(ids, position_ids=torch.arange(4)[None] if last else None),
         "empty": lambda: model(ids[:, : 0 if last else 4]),
         "rows": lambda: model(ids[: 1 if last else 2]),
-        "mixer": lambda: needs_all(ids),
+        "mixer": needs_all,
         "generation": lambda: model.generate(ids, max_new_tokens=2),
         "step": lambda: DecodeStep(model)(ids[:, :1], ids[:, :1], []),
     }

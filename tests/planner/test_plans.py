@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from plait import catalog
 from plait.errors import DataError, OptionError
 from plait.models import PlaitCache, PlaitForCausalLM, count_parameters
 from plait.planner import devices
-from plait.planner.candidates import Candidate, Grid, Load, _config, candidates
+from plait.planner.candidates import Candidate, Grid, Load, Point, _config, candidates
 from plait.planner.front import choose
 from plait.planner.recall import Recall, of_study, published
 from plait.planner.shapes import Shape, shape_for, transformer_parameters
@@ -22,7 +23,7 @@ H100 = devices.device("h100")
 
 
 def made(shape: Shape = SMALL, load: Load = LOAD, **grid: object) -> dict[str, Candidate]:
-    grid = {"placements": ["period_r"], "windows": [None], "kv_heads": [4], **grid}
+    grid = {"placements": ["period_r"], "windows": [None], "kv_heads": [4], "full": ["attention"], **grid}
     found = candidates(shape, load, H100, published(shape.layers, shape.hidden_size), Grid(**grid))
     return {one.key: one for one in found.found}
 
@@ -79,11 +80,14 @@ def test_devices() -> None:
         {"mixers": ["hgrn"], "ratios": ["pure"]},
         {"mixers": ["gla"], "ratios": ["3:1"], "kv_heads": [2]},
         {"mixers": ["retnet"], "ratios": ["3:1"], "windows": [16]},
+        {"mixers": ["lightning"], "ratios": ["3:1"], "full": ["mla"]},
+        {"mixers": ["lizard"], "ratios": ["1:1"]},
     ],
 )
 def test_bytes_and_parameters_are_those_of_the_real_model(grid: dict) -> None:
     one = list(made(**grid).values())[-1]
-    config = _config(SMALL, one.mixer, one.full_layers, one.kv_heads, one.window)
+    point = Point(one.mixer, one.ratio, one.placement, one.full, one.kv_heads, one.window)
+    config = _config(SMALL, point, one.full_layers)
     model = PlaitForCausalLM(config).eval()
     cache = PlaitCache(config)
     with torch.no_grad():
@@ -102,6 +106,13 @@ def test_bytes_and_parameters_are_those_of_the_real_model(grid: dict) -> None:
     assert one.decode_bytes == weights + growing + 2 * constant + (cache.bytes() - before)
 
 
+def test_every_mixer_of_the_catalogue_is_considered() -> None:
+    found = candidates(SMALL, Load(8, 1), H100, published(4, 256), Grid(ratios=["3:1"])).found
+    assert {one.mixer for one in found} == set(catalog.names("mixer"))
+    assert {one.full for one in found} == set(catalog.names("mixer", full=True))
+    assert {"transformer full=mla", "gla 3:1 period_r full=mla"} <= {one.key for one in found}
+
+
 def test_speed_and_flops_by_hand() -> None:
     one = made()["transformer kv=4"]
     d, table = 256, 100 * 256
@@ -113,7 +124,7 @@ def test_speed_and_flops_by_hand() -> None:
 
 
 def test_two_names_of_one_plan_are_one_and_others_are_refused_with_the_reason() -> None:
-    grid = Grid(mixers=["hgrn"], ratios=["3:1", "1:1", "9:1"], windows=[None], kv_heads=[4])
+    grid = Grid(mixers=["hgrn"], full=["attention"], ratios=["3:1", "1:1", "9:1"], windows=[None], kv_heads=[4])
     found = candidates(SMALL, Load(8, 1), H100, published(4, 256), grid)
     assert [one.key for one in found.found] == [
         "transformer kv=4",

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models.checkpoints.layouts import MIXER_KEYS, OPTIONS
+from plait import catalog
+from plait.catalog import Peer
 from plait.cli import app as front
 from plait.errors import BackendUnavailable, OptionError, PlaitError
 from plait.mixers import Context, Mixer
 from plait.timing import layers
 from plait.timing.layers import (
-    LAYERS,
     SHAPES,
-    Counterpart,
     LayerTiming,
     chosen_layers,
     difference,
@@ -27,10 +28,11 @@ from plait.timing.layers import (
 )
 from plait.timing.shapes import LayerShape
 
+LAYERS = catalog.names("mixer", peer=...)
 TINY = LayerShape(2, 12, 16)
 
 
-class Peer(nn.Module):
+class StandIn(nn.Module):
     """Stands for fla's layer: the same function of the same weights, called and answering as fla's layers do."""
 
     def __init__(self, mixer: Mixer, factor: float = 1.0) -> None:
@@ -47,9 +49,11 @@ class Peer(nn.Module):
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers at the sizes of the hand-written layouts."""
-    for name in LAYERS:
-        given = {**OPTIONS[name], **({"use_lower_bound": False} if "hgrn" in name else {})}
-        monkeypatch.setitem(LAYERS, name, Counterpart(LAYERS[name].peer, given))
+    for method in catalog.methods("mixer", peer=...):
+        assert method.peer is not None
+        bounds = {"use_lower_bound": False} if "use_lower_bound" in method.peer.options else {}
+        row = replace(method, peer=Peer(method.peer.name, {**OPTIONS[method.name], **bounds}))
+        monkeypatch.setitem(catalog._all(), ("mixer", method.name), row)
 
 
 def weights(name: str) -> dict[str, Tensor]:
@@ -59,8 +63,8 @@ def weights(name: str) -> dict[str, Tensor]:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> None:
-    def peer(name: str, hidden_size: int) -> Peer:
-        return Peer(plait_layer(name, hidden_size, weights(name)), factor)
+    def peer(name: str, hidden_size: int) -> StandIn:
+        return StandIn(plait_layer(name, hidden_size, weights(name)), factor)
 
     monkeypatch.setattr(layers, "fla_layer", peer)
 
@@ -78,7 +82,7 @@ def test_a_shape_is_read_as_it_is_printed() -> None:
 
 
 def test_layers_are_chosen_by_name() -> None:
-    assert chosen_layers([]) == list(LAYERS)
+    assert chosen_layers([]) == LAYERS
     assert chosen_layers(["gla", "hgrn"]) == ["hgrn", "gla"]
     with pytest.raises(OptionError, match="layer 'attention' has no counterpart"):
         chosen_layers(["attention"])

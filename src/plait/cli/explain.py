@@ -129,7 +129,7 @@ def explain(config: PlaitConfig, length: int, device_type: str) -> dict[str, Any
                 **dataclasses.asdict(row.cost),
             }
         )
-    full = [row.index for row in rows if row.state == "grows"]
+    full = [row.index for row in rows if row.full]
     return {
         "length": length,
         "device": device_type,

@@ -30,6 +30,7 @@ def command(
     hidden_size: Annotated[int | None, typer.Option(min=1, help="Width, instead of --params; with --layers.")] = None,
     vocab_size: Annotated[int, typer.Option(min=1, help="Rows of the embedding and of the head.")] = 32000,
     mixer: Annotated[list[str] | None, typer.Option(help="Linear mixer to consider; repeat it for more.")] = None,
+    full: Annotated[list[str] | None, typer.Option(help="Mixer of the full layers; repeat it for more.")] = None,
     ratio: Annotated[list[str] | None, typer.Option(help="pure or R:1; repeat it for more.")] = None,
     placement: Annotated[list[str] | None, typer.Option(help="block_r_plus_1 or period_r; both by default.")] = None,
     kv_heads: Annotated[list[int] | None, typer.Option(min=1, help="Key and value heads of the full layers.")] = None,
@@ -46,7 +47,8 @@ def command(
     if (layers is None) != (hidden_size is None):
         raise OptionError("--layers and --hidden-size go together: give both, or --params alone.")
     sizes = None if layers is None or hidden_size is None else (layers, hidden_size)
-    chosen: dict[str, Any] = {"mixers": mixer, "ratios": ratio, "placements": placement, "kv_heads": kv_heads}
+    chosen: dict[str, Any] = {"mixers": mixer, "full": full, "ratios": ratio, "placements": placement}
+    chosen["kv_heads"] = kv_heads
     if window:
         chosen["windows"] = [tokens or None for tokens in window]
     own = None if memory is None else devices.parse_bytes(memory)

@@ -111,7 +111,6 @@ class Attention(ConvolvedMixer):
 
     Options = AttentionOptions
     options: AttentionOptions
-    shards_sequence = True
     has_weights = True
 
     def __init__(self, dims: Dims, options: AttentionOptions, layer: int) -> None:

@@ -122,8 +122,6 @@ class Mixer(nn.Module, ABC):
     """
 
     Options: ClassVar[type[MixerOptions]] = MixerOptions
-    #: Whether it reads ``context.sequence``, so that processes can share a sequence.
-    shards_sequence: ClassVar[bool] = False
     #: Whether it is softmax attention, whose weights ``output_attentions`` asks for: ``context.attentions``.
     has_weights: ClassVar[bool] = False
 

@@ -54,7 +54,6 @@ class HGRN(RecurrentMixer):
     Options = HGRNOptions
     options: HGRNOptions
     flops_per_element = 5
-    shards_sequence = True
     bounds: ClassVar[str] = "hgrn_lower_bounds"
 
     def __init__(self, dims: Dims, options: HGRNOptions, layer: int) -> None:

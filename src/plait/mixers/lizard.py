@@ -95,7 +95,6 @@ class Lizard(Mixer):
 
     Options = LizardOptions
     options: LizardOptions
-    shards_sequence = True
 
     def __init__(self, dims: Dims, options: LizardOptions, layer: int) -> None:
         super().__init__(dims, options, layer)

@@ -94,7 +94,6 @@ class MLA(Mixer):
 
     Options = MLAOptions
     options: MLAOptions
-    shards_sequence = True
     has_weights = True
 
     def __init__(self, dims: Dims, options: MLAOptions, layer: int) -> None:

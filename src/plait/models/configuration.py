@@ -72,6 +72,21 @@ class LayerSpec:
     type: type[Mixer]
     options: MixerOptions
 
+    @property
+    def full(self) -> bool:
+        """Whether it is a full layer: each token sees every earlier one exactly."""
+        return catalog.get(self.mixer).full and not self._windowed
+
+    @property
+    def state(self) -> str:
+        """How its memory grows while decoding: ``constant``, ``bounded``, ``log`` or ``grows``."""
+        state = catalog.get(self.mixer).state
+        return "bounded" if state == "grows" and self._windowed else state
+
+    @property
+    def _windowed(self) -> bool:
+        return getattr(self.options, "window", None) is not None
+
 
 class PlaitConfig(PreTrainedConfig):
     """Sizes, the layer plan and the options of each mixer.

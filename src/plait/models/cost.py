@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from plait import catalog
 from plait.mixers.base import Cost
 from plait.models.configuration import PlaitConfig
 from plait.models.decoder import PlaitForCausalLM
@@ -20,6 +19,7 @@ class LayerCost:
         index: depth, from 0.
         name: entry of ``layer_types``.
         mixer: the mixer that it stands for.
+        full: whether each token sees every earlier one exactly.
         state: ``grows`` with the context, is ``bounded`` by a window of tokens, or is ``constant``.
         parameters: of the whole block.
         cost: token mixing for one sequence.
@@ -28,6 +28,7 @@ class LayerCost:
     index: int
     name: str
     mixer: str
+    full: bool
     state: str
     parameters: int
     cost: Cost
@@ -66,18 +67,13 @@ def layer_costs(config: PlaitConfig, T: int, cache_dtype: torch.dtype = torch.bf
             index=index,
             name=spec.name,
             mixer=spec.mixer,
-            state=_growth(spec.options, catalog.get(spec.mixer).state),
+            full=spec.full,
+            state=spec.state,
             parameters=sum(parameter.numel() for parameter in block.parameters()),
             cost=spec.type.cost(config.dims, T, spec.options, cache_dtype=cache_dtype),
         )
         for index, (spec, block) in enumerate(zip(config.layers(), blocks, strict=True))
     ]
-
-
-def _growth(options: object, state: str) -> str:
-    if state != "grows":
-        return "constant"
-    return "grows" if getattr(options, "window", None) is None else "bounded"
 
 
 def _skeleton(config: PlaitConfig) -> PlaitForCausalLM:

@@ -140,7 +140,7 @@ class PlaitModel(PlaitPreTrainedModel):
         batch, length = x.shape[:2]
         cache = _one_of(past_key_values, cache)
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "cu_seqlens": cu_seqlens}
-        shard = enter([block.attn for block in self.layers], x, **given, cache=cache, use_cache=use_cache)  # type: ignore[misc]
+        shard = enter(self.config, x, **given, cache=cache, use_cache=use_cache)
         use_cache = use_cache if shard is None else False
         cache = self._cache(cache, use_cache)
         offset = 0 if shard is None else shard.offset

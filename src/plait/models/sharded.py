@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from plait import catalog
 from plait.errors import OptionError
-from plait.mixers.base import Mixer
 from plait.mixers.shard import SequenceShard, active_shards
+from plait.models.configuration import PlaitConfig
 from plait.models.loss import IGNORED
 
 
 def enter(
-    mixers: Iterable[Mixer],
+    config: PlaitConfig,
     x: Tensor,
     *,
     attention_mask: Tensor | None,
@@ -27,7 +27,7 @@ def enter(
     """The shard of this pass, or None where no other process holds a piece.
 
     Args:
-        mixers: those of the model's layers.
+        config: of the model, whose mixers must all run on pieces.
         x: embeddings ``(B, n, d)`` of this process's piece.
         attention_mask, position_ids, cu_seqlens, cache, use_cache: what the caller gave the model.
 
@@ -38,7 +38,8 @@ def enter(
     shards = active_shards()
     if shards is None:
         return None
-    unfit = sorted({type(mixer).__name__ for mixer in mixers if not mixer.shards_sequence})
+    mixers = {spec.mixer for spec in config.layers()}
+    unfit = sorted(name for name in mixers if not catalog.get(name).shards_sequence)
     refusal = None
     if unfit:
         refusal = f"{', '.join(unfit)} cannot run on a piece of a sequence; use another mixer, or one process"

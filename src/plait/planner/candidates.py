@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from plait import catalog
 from plait.errors import OptionError
 from plait.models.configuration import PlaitConfig
 from plait.models.cost import LayerCost, layer_costs
@@ -16,7 +17,8 @@ from plait.planner.devices import Device
 from plait.planner.recall import Recall, RecallTable
 from plait.planner.shapes import Shape
 
-MIXERS = ("hgrn", "retnet", "gla", "hgrn2", "deltanet", "gated_deltanet")
+#: The mixer whose key and value heads and window are varied.
+ATTENTION = "attention"
 RATIOS = ("pure", "24:1", "12:1", "6:1", "3:1", "1:1")
 #: Windows of the full layers that are tried; None sees everything.
 WINDOWS = (None, 4096)
@@ -27,18 +29,32 @@ class Grid:
     """Which plans are made; each also stands once as the transformer.
 
     Args:
-        mixers: linear mixers.
+        mixers: of the layers that are not full; None: every one of the catalogue.
+        full: mixers of the full layers; None: every one of the catalogue.
         ratios: ``pure`` and ``R:1``.
         placements: what ``R:1`` means, see :func:`plait.models.full_layers`.
-        kv_heads: key and value heads of the full layers; None: all, and a quarter of them.
-        windows: of the full layers.
+        kv_heads: key and value heads of full layers of softmax attention; None: all, and a quarter of them.
+        windows: of full layers of softmax attention.
     """
 
-    mixers: Sequence[str] = MIXERS
+    mixers: Sequence[str] | None = None
+    full: Sequence[str] | None = None
     ratios: Sequence[str] = RATIOS
     placements: Sequence[str] = PLACEMENTS
     kv_heads: Sequence[int] | None = None
     windows: Sequence[int | None] = WINDOWS
+
+
+@dataclass(frozen=True)
+class Point:
+    """A layer plan as a point of the grid; for the fields see :class:`Candidate`."""
+
+    mixer: str
+    ratio: str
+    placement: str | None
+    full: str | None
+    kv_heads: int | None
+    window: int | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,8 @@ class Candidate:
 
     Args:
         mixer, ratio, placement: of the plan; placement is None for ``pure`` and ``full``.
-        kv_heads, window: of the full layers; None without any, and for all tokens.
+        full: mixer of the full layers; None without any.
+        kv_heads, window: of the full layers; None without any, for all tokens, and for other mixers than attention.
         n_linear, n_full, full_layers: counts and indices.
         parameters: of the model.
         weight_bytes: in the load's dtype.
@@ -81,6 +98,7 @@ class Candidate:
     mixer: str
     ratio: str
     placement: str | None
+    full: str | None
     kv_heads: int | None
     window: int | None
     n_linear: int
@@ -104,6 +122,7 @@ class Candidate:
         """Label for people, unique among candidates."""
         parts = ["transformer" if self.ratio == "full" else f"{self.mixer} {self.ratio}"]
         parts += [] if self.placement is None else [self.placement]
+        parts += [] if self.full in (None, ATTENTION) else [f"full={self.full}"]
         parts += [] if self.kv_heads is None else [f"kv={self.kv_heads}"]
         parts += [] if self.window is None else [f"window={self.window}"]
         return " ".join(parts)
@@ -151,54 +170,58 @@ def candidates(shape: Shape, load: Load, device: Device, recall: RecallTable, gr
     kv_heads = grid.kv_heads or sorted({heads, max(1, heads // 4)}, reverse=True)
     result, seen = Candidates(), set()
     blocks: dict[str, LayerCost] = {}
-    for mixer, ratio, placement, count, window in _points(grid, kv_heads):
+    for point in _points(grid, kv_heads):
         try:
-            full = full_layers(ratio, shape.layers, placement or PLACEMENTS[0])
-            config = _config(shape, mixer, full, count, window)
-            made = _candidate(
-                config, (mixer, ratio, placement, count, window), full, load, device, blocks, heads, recall
-            )
+            full = full_layers(point.ratio, shape.layers, point.placement or PLACEMENTS[0])
+            made = _candidate(_config(shape, point, full), point, full, load, device, blocks, heads, recall)
         except OptionError as error:
             reason = str(error)
             result.refused[reason] = result.refused.get(reason, 0) + 1
             continue
-        if (mixer, tuple(full), count, window) not in seen:  # two placements may give one plan
-            seen.add((mixer, tuple(full), count, window))
+        plan = (point.mixer, point.full, tuple(full), point.kv_heads, point.window)
+        if plan not in seen:  # two placements may give one plan
+            seen.add(plan)
             result.found.append(made)
     return result
 
 
-def _points(grid: Grid, kv_heads: Sequence[int]) -> Iterator[tuple[str, str, str | None, int | None, int | None]]:
-    for count in kv_heads:
-        for window in grid.windows:
-            yield "attention", "full", None, count, window
-    for mixer in grid.mixers:
+def _points(grid: Grid, kv_heads: Sequence[int]) -> Iterator[Point]:
+    every = [method.name for method in catalog.methods("mixer", full=False, bidirectional=False)]
+    full = catalog.names("mixer", full=True) if grid.full is None else grid.full
+    settings = [
+        (name, count, window)
+        for name in full
+        for count in (kv_heads if name == ATTENTION else [None])
+        for window in (grid.windows if name == ATTENTION else [None])
+    ]
+    for name, count, window in settings:
+        yield Point(name, "full", None, name, count, window)
+    for mixer in every if grid.mixers is None else grid.mixers:
         for ratio in grid.ratios:
             if ratio == "pure":
-                yield mixer, ratio, None, None, None
+                yield Point(mixer, ratio, None, None, None, None)
                 continue
             for placement in grid.placements:
-                for count in kv_heads:
-                    for window in grid.windows:
-                        yield mixer, ratio, placement, count, window
+                for name, count, window in settings:
+                    yield Point(mixer, ratio, placement, name, count, window)
 
 
-def _config(shape: Shape, mixer: str, full: list[int], kv_heads: int | None, window: int | None) -> PlaitConfig:
-    options = shape.mixers()
-    attention = {**options["attention"], "num_kv_heads": kv_heads, "window": window}
-    own = {} if mixer == "attention" else {mixer: options.get(mixer, {})}
+def _config(shape: Shape, point: Point, full: list[int]) -> PlaitConfig:
+    options = {name: shape.options(name) for name in (point.mixer, point.full) if name is not None}
+    if point.full == ATTENTION:
+        options[ATTENTION] |= {"num_kv_heads": point.kv_heads, "window": point.window}
     return PlaitConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
-        layer_types=["attention" if index in full else mixer for index in range(shape.layers)],
-        mixers={"attention": attention, **own},
-        hidden_ratio=shape.hidden_ratio(mixer),
+        layer_types=[point.full if index in full else point.mixer for index in range(shape.layers)],
+        mixers=options,
+        hidden_ratio=shape.hidden_ratio(point.mixer),
     )
 
 
 def _candidate(
     config: PlaitConfig,
-    point: tuple[str, str, str | None, int | None, int | None],
+    point: Point,
     full: list[int],
     load: Load,
     device: Device,
@@ -206,7 +229,6 @@ def _candidate(
     heads: int,
     recall: RecallTable,
 ) -> Candidate:
-    mixer, ratio, placement, kv_heads, window = point
     rows = _rows(config, load, blocks)
     parameters = _parameters(config, rows)
     table = config.vocab_size * config.hidden_size
@@ -214,20 +236,21 @@ def _candidate(
     bounded = [row.cost.state_bytes for row in rows if row.state == "bounded"]
     constant = [row.cost.state_bytes for row in rows if row.state == "constant"]
     itemsize = load.dtype.itemsize
-    appended = itemsize * 2 * 64 * sum(kv_heads or 0 for _ in growing)  # keys and values of one token, heads of 64
+    appended = sum(
+        spec.type.cost(config.dims, load.context + 1, spec.options, cache_dtype=load.dtype).state_bytes
+        - row.cost.state_bytes
+        for spec, row in zip(config.layers(), rows, strict=True)
+        if row.state == "grows"
+    )
     mixing = sum(row.cost.flops_decode for row in rows)
     decode_flops = load.batch * (2 * (parameters - table) + mixing)
     decode_bytes = itemsize * (parameters - table + load.batch * config.hidden_size)
     decode_bytes += load.batch * (sum(growing) + 2 * (sum(bounded) + sum(constant)) + appended)
     seconds = {"bandwidth": decode_bytes / device.bandwidth, "compute": decode_flops / device.peak}
     bound = max(seconds, key=lambda name: seconds[name])
-    known = window is None and kv_heads in (None, heads)
+    known = point.full in (None, ATTENTION) and point.window is None and point.kv_heads in (None, heads)
     return Candidate(
-        mixer=mixer,
-        ratio=ratio,
-        placement=placement,
-        kv_heads=kv_heads,
-        window=window,
+        **asdict(point),
         n_linear=len(rows) - len(full),
         n_full=len(full),
         full_layers=full,
@@ -243,7 +266,7 @@ def _candidate(
         decode_bytes=decode_bytes,
         tokens_per_second=load.batch / seconds[bound],
         bound=bound,
-        recall=recall.get(mixer, ratio, placement) if known else None,
+        recall=recall.get(point.mixer, point.ratio, point.placement) if known else None,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from plait import catalog
+from plait.catalog import PaperSizes
 from plait.errors import OptionError
 from plait.nn import swiglu_width
 
@@ -37,27 +39,22 @@ class Shape:
     vocab_size: int
     rule: str
 
-    def mixers(self) -> dict[str, dict[str, Any]]:
-        """Options of the mixers as in 2507.06457, section 3: heads of a fixed size, of which wider models have more."""
-        d = self.hidden_size
-        return {
-            "attention": {"num_heads": d // 64},
-            "gated_deltanet": {"num_heads": d // 256, "head_dim": 256},
-            "deltanet": {"num_heads": d // 128},
-            "gla": {"num_heads": 4},
-            "hgrn": {},
-            "hgrn2": {"expand_ratio": 128},
-            "retnet": {"num_heads": 8, "expand_v": 2.0},
-        }
+    def options(self, mixer: str) -> dict[str, Any]:
+        """A mixer's options as in 2507.06457, section 3, where that paper has it; else its defaults."""
+        return _paper_sizes(mixer).at(self.hidden_size)
 
     def hidden_ratio(self, mixer: str) -> int:
-        """Feed-forward width over d before the 2/3 of SwiGLU; RetNet's values are twice as wide and it has half."""
-        return 2 if mixer == "retnet" else 4
+        """Feed-forward width over d before the 2/3 of SwiGLU, in a model of this mixer."""
+        return _paper_sizes(mixer).hidden_ratio
 
     @property
     def is_papers(self) -> bool:
         """Whether 2507.06457 trained models of this shape."""
         return self.layers == PAPER_LAYERS and self.hidden_size in PAPER_WIDTHS.values()
+
+
+def _paper_sizes(mixer: str) -> PaperSizes:
+    return catalog.get(mixer).paper_sizes or PaperSizes()
 
 
 def transformer_parameters(layers: int, hidden_size: int, vocab_size: int = VOCABULARY) -> int:

@@ -32,12 +32,8 @@ class Architecture:
 
     @property
     def full_layers(self) -> list[int]:
-        """Indices of the softmax attention layers without a window."""
-        return [
-            index
-            for index, spec in enumerate(self.config.layers())
-            if spec.mixer == "attention" and getattr(spec.options, "window", None) is None
-        ]
+        """Indices of the full layers: those in which each token sees every earlier one exactly."""
+        return [index for index, spec in enumerate(self.config.layers()) if spec.full]
 
     def cache_bytes(self, context: int) -> int:
         """Bytes that one sequence of ``context`` tokens holds while decoding, keys and values in bf16."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from plait import catalog, ops
+from plait.catalog import Peer
 from plait.errors import BackendUnavailable, OptionError, PlaitError
 from plait.extras import install_command
 from plait.mixers import Context, Dims, Mixer
@@ -32,29 +33,6 @@ NORM_EPS = 1e-5
 #: Largest difference of two layers, as a share of the norm: thirty roundings to bf16, of at most 2^-9 each.
 TOLERANCE = 30 * 2**-9
 
-
-@dataclass(frozen=True)
-class Counterpart:
-    """fla's layer for a mixer.
-
-    Args:
-        peer: its class in ``fla.layers``.
-        options: plait's options that mean the defaults of fla's layer, where plait's own are others.
-    """
-
-    peer: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-LAYERS = {
-    "retnet": Counterpart("MultiScaleRetention"),
-    "hgrn": Counterpart("HGRNAttention", {"use_lower_bound": False}),
-    "hgrn2": Counterpart("HGRN2Attention", {"expand_ratio": 128, "use_lower_bound": False}),
-    "gla": Counterpart("GatedLinearAttention"),
-    "deltanet": Counterpart("DeltaNet", {"num_heads": 4}),
-    "gated_deltanet": Counterpart("GatedDeltaNet", {"num_heads": 6, "head_dim": 256, "expand_v": 2.0}),
-    "kda": Counterpart("KimiDeltaAttention", {"num_heads": 16, "head_dim": 128}),
-}
 
 #: Sizes of a plain run.
 SHAPES = [LayerShape(batch, tokens, 1024) for tokens in (4096, 16384) for batch in (1, 4)]
@@ -110,20 +88,28 @@ def require_fla(device: str) -> None:
 
 
 def chosen_layers(named: Sequence[str]) -> list[str]:
-    """The layers of these names; all without a name.
+    """The layers of these names, in catalogue order; without a name, all that have a peer in fla.
 
     Raises:
         OptionError: fla has no layer of one of these names.
     """
+    known = catalog.names("mixer", peer=...)
     for name in named:
-        if name not in LAYERS:
-            raise OptionError(f"layer {name!r} has no counterpart in fla. Known: {', '.join(LAYERS)}.")
-    return [name for name in LAYERS if not named or name in named]
+        if name not in known:
+            raise OptionError(f"layer {name!r} has no counterpart in fla. Known: {', '.join(known)}.")
+    return [name for name in known if not named or name in named]
+
+
+def peer_of(name: str) -> Peer:
+    """What the catalogue says of fla's layer for a mixer that has one."""
+    peer = catalog.get(name).peer
+    assert peer is not None
+    return peer
 
 
 def fla_layer(name: str, hidden_size: int) -> nn.Module:
     """fla's layer at its own defaults, as the first layer of a model."""
-    return getattr(import_module("fla.layers"), LAYERS[name].peer)(hidden_size=hidden_size, layer_idx=0)
+    return getattr(import_module("fla.layers"), peer_of(name).name)(hidden_size=hidden_size, layer_idx=0)
 
 
 def plait_layer(name: str, hidden_size: int, weights: Mapping[str, Tensor]) -> Mixer:
@@ -137,7 +123,7 @@ def plait_layer(name: str, hidden_size: int, weights: Mapping[str, Tensor]) -> M
     Raises:
         RuntimeError: a weight is missing, is too many, or has another shape.
     """
-    options = dict(LAYERS[name].options)
+    options = dict(peer_of(name).options)
     config = PlaitConfig(hidden_size=hidden_size, layer_types=[name], mixers={name: options}, norm_eps=NORM_EPS)
     prefix = "model.layers.0.attn."
     renamed = from_fla_weights({prefix + key: value for key, value in weights.items()}, config)

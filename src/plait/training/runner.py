@@ -357,12 +357,12 @@ def _header(trainer: PlaitTrainer) -> Iterator[str]:
     args, config = trainer.args, trainer.run_config
     plan: list[str] = trainer.network.config.layer_types  # type: ignore[assignment, union-attr]
     counts = " + ".join(f"{count} {name}" for name, count in Counter(plan).items())
-    full = [str(index) for index, name in enumerate(plan) if name == "attention"]
+    full = [str(index) for index, spec in enumerate(trainer.network.config.layers()) if spec.full]  # type: ignore
     where = f"{args.device}, {'bf16' if args.bf16 else 'fp32'}"
     if args.world_size > 1:
         where += f", {args.world_size} processes, {'each a part of the model' if trainer.sharded else 'a copy each'}"
     yield f"device      {where}"
-    yield f"layers      {counts}" + (f" (attention at {', '.join(full)})" if full else "")
+    yield f"layers      {counts}" + (f" (full at {', '.join(full)})" if full else "")
     yield f"parameters  {_trainable(trainer.network):,}"
     yield f"training    {config.training.steps:,} steps of {trainer.rows_per_step} sequences"
 
