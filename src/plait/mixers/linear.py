@@ -191,7 +191,6 @@ class RecurrentMixer(ConvolvedMixer):
 class LinearMixer(RecurrentMixer):
     """A mixer whose recurrence is :func:`~plait.ops.linear_attention` or :func:`~plait.ops.delta_rule`."""
 
-
     @abstractmethod
     def recurrence(self, x: Tensor, context: Context) -> Recurrence:
         """Queries, keys, values and gates for ``x`` ``(B, T, d)``."""

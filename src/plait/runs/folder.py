@@ -11,10 +11,10 @@ from typing import Any
 
 from plait.errors import TrainingError
 from plait.fixtures import PREFIX, fixture_folder
-from plait.sections import validated
-from plait.storage.manifest import fault
 from plait.runs.checkpoint import checkpoints, read_json, step_of, write_json
 from plait.runs.config import RunConfig
+from plait.sections import validated
+from plait.storage.manifest import fault
 
 _log = logging.getLogger("plait")
 

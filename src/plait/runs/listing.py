@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import OptionError, PlaitError
-from plait.storage.locks import in_use
-from plait.storage.manifest import fault
 from plait.runs.checkpoint import checkpoints, read_json
 from plait.runs.folder import FINISHED_FILE, MODEL_FOLDER, RESULT_FILE, RUN_FILE, flat, steps_done
 from plait.runs.metrics import losses, read_metrics
+from plait.storage.locks import in_use
+from plait.storage.manifest import fault
 
 
 @dataclass(frozen=True)
