@@ -8,11 +8,12 @@ import pytest
 
 from plait import catalog
 from plait.errors import OptionError
-from plait.mixers import Dims, MixerOptions
+from plait.mixers import Dims
 from plait.mixers.linear import Heads
+from plait.options import Options
 
 
-def options(mixer: str, **values: Any) -> MixerOptions:
+def options(mixer: str, **values: Any) -> Options:
     return catalog.get(mixer).load().Options.parse(mixer, values)
 
 

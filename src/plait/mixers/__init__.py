@@ -1,6 +1,6 @@
 """Token mixers, one published method a file, and their contract."""
 
-from plait.mixers.base import Cost, Dims, Mixer, MixerOptions
+from plait.mixers.base import Cost, Dims, Mixer
 from plait.mixers.context import Context
 from plait.mixers.state import ConvTail, KeyValues, LayerState, Recurrent, Segment
 
@@ -12,7 +12,6 @@ __all__ = [
     "KeyValues",
     "LayerState",
     "Mixer",
-    "MixerOptions",
     "Recurrent",
     "Segment",
 ]

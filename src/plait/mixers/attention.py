@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.errors import CacheError
-from plait.mixers.base import Cost, Dims, MixerOptions
+from plait.mixers.base import Cost, Dims
 from plait.mixers.context import Context
 from plait.mixers.convolved import ConvolvedMixer
 from plait.mixers.linear import default_heads, split_heads
@@ -20,6 +20,7 @@ from plait.mixers.state import KeyValues, LayerState
 from plait.nn import RMSNorm
 from plait.ops import native, softmax
 from plait.ops.visibility import Causal
+from plait.options import Options
 
 #: Largest number of entries of one dense mask; above it, queries are processed in blocks.
 MASK_ENTRIES = 2**24
@@ -28,7 +29,7 @@ MIN_BLOCK = 64
 
 
 @dataclass(frozen=True)
-class AttentionOptions(MixerOptions):
+class AttentionOptions(Options):
     """Options of softmax attention.
 
     Args:
@@ -52,7 +53,7 @@ class AttentionOptions(MixerOptions):
         conv_size: taps of the convolution.
     """
 
-    mixer: ClassVar[str] = "attention"
+    method: ClassVar[str] = "attention"
     num_heads: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None

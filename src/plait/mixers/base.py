@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from plait.errors import OptionError, nearest
-from plait.files import quoted
 from plait.mixers.context import Context
 from plait.mixers.state import LayerState
 from plait.ops import choose
-from plait.sections import LARGEST
+from plait.options import Options
 
 
 @dataclass(frozen=True)
@@ -60,53 +55,6 @@ class Cost:
         )
 
 
-@dataclass(frozen=True)
-class MixerOptions:
-    """Base of a mixer's options; a subclass adds fields with defaults and checks them in ``__post_init__``."""
-
-    #: Name of the mixer in the catalogue, for messages.
-    mixer: ClassVar[str] = "mixer"
-
-    @classmethod
-    def parse(cls, name: str, values: Mapping[str, Any]) -> Self:
-        """Validated options from a mapping.
-
-        Args:
-            name: the mixer's name, for messages.
-            values: option names and values.
-
-        Raises:
-            OptionError: an unknown key (with the nearest one) or a value of the wrong type or range.
-        """
-        types = get_type_hints(cls)
-        known = [field.name for field in dataclasses.fields(cls)]
-        checked = {}
-        for key, value in values.items():
-            if key not in known:
-                raise OptionError(f"Mixer {name!r} has no option {key!r}.{nearest(key, known)}")
-            try:
-                checked[key] = TypeAdapter(types[key]).validate_python(value, strict=True)
-            except ValidationError as error:
-                reason = error.errors()[0]["msg"]
-                raise OptionError(f"Mixer {name!r}, option {key}={quoted(value)}: {reason}.") from None
-            if isinstance(value, int | float) and not abs(value) <= LARGEST:
-                raise OptionError(
-                    f"Mixer {name!r}, option {key}={quoted(value)} must be a finite number of at most {LARGEST:,}."
-                )
-        return cls(**checked)
-
-    def require(self, condition: bool, field: str, fix: str) -> None:
-        """Raise :class:`~plait.errors.OptionError` with the option's name and value unless ``condition`` holds."""
-        if not condition:
-            raise OptionError(f"Mixer {self.mixer!r}, option {field}={getattr(self, field)!r}: {fix}.")
-
-    def require_positive(self, *fields: str) -> None:
-        """Each of these options is above zero, or None."""
-        for field in fields:
-            value = getattr(self, field)
-            self.require(value is None or value > 0, field, "must be above 0")
-
-
 class Mixer(nn.Module, ABC):
     """A token mixer: ``forward(x, context) -> y`` with ``x, y: (B, T, d)``.
 
@@ -121,11 +69,11 @@ class Mixer(nn.Module, ABC):
         layer: index of this layer, from 0.
     """
 
-    Options: ClassVar[type[MixerOptions]] = MixerOptions
+    Options: ClassVar[type[Options]] = Options
     #: Whether it is softmax attention, whose weights ``output_attentions`` asks for: ``context.attentions``.
     has_weights: ClassVar[bool] = False
 
-    def __init__(self, dims: Dims, options: MixerOptions, layer: int) -> None:
+    def __init__(self, dims: Dims, options: Options, layer: int) -> None:
         super().__init__()
         self.dims = dims
         self.options = options

@@ -35,7 +35,7 @@ class DeltaNetOptions(LinearOptions):
         allow_neg_eigval: writing strength in (0, 2) in place of (0, 1), so that a write can flip a component.
     """
 
-    mixer: ClassVar[str] = "deltanet"
+    method: ClassVar[str] = "deltanet"
     use_short_conv: bool = True
     num_heads: int | None = None
     expand_k: float = 1.0

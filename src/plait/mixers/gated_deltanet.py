@@ -79,7 +79,7 @@ class GatedDeltaNetOptions(GroupedValueOptions):
         norm_eps: epsilon of the norm of the read-out; None: the model's.
     """
 
-    mixer: ClassVar[str] = "gated_deltanet"
+    method: ClassVar[str] = "gated_deltanet"
     widest: ClassVar[int] = 256
     use_gate: bool = True
     output_gate_activation: Literal["silu", "sigmoid"] = "silu"

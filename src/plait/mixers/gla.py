@@ -31,7 +31,7 @@ class GLAOptions(GroupedOptions):
         conv_size: taps of the convolution.
     """
 
-    mixer: ClassVar[str] = "gla"
+    method: ClassVar[str] = "gla"
     num_heads: int = 4
     expand_k: float = 0.5
     expand_v: float = 1.0

@@ -28,7 +28,7 @@ class HGRNOptions(LinearOptions):
         conv_size: taps of the convolution.
     """
 
-    mixer: ClassVar[str] = "hgrn"
+    method: ClassVar[str] = "hgrn"
     expand_ratio: int = 1
     use_lower_bound: bool = True
 

@@ -31,7 +31,7 @@ class HGRN2Options(LinearOptions):
         conv_size: taps of the convolution.
     """
 
-    mixer: ClassVar[str] = "hgrn2"
+    method: ClassVar[str] = "hgrn2"
     num_heads: int | None = None
     expand_ratio: int | None = None
     use_lower_bound: bool = True

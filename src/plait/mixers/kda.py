@@ -34,7 +34,7 @@ class KDAOptions(GroupedValueOptions):
         output_gate_bias: a bias on the output gate; flash-linear-attention has one, the Kimi Linear models do not.
     """
 
-    mixer: ClassVar[str] = "kda"
+    method: ClassVar[str] = "kda"
     widest: ClassVar[int] = 128
     lower_bound: float | None = None
     output_gate_bias: bool = True

@@ -31,7 +31,7 @@ class LightningOptions(LinearOptions):
         conv_size: taps of the convolution.
     """
 
-    mixer: ClassVar[str] = "lightning"
+    method: ClassVar[str] = "lightning"
     num_heads: int | None = None
     head_dim: int | None = None
     rope_base: float | None = 10000.0

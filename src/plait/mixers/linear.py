@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from plait.mixers.base import Cost, Dims, MixerOptions
+from plait.mixers.base import Cost, Dims
 from plait.mixers.context import Context
 from plait.mixers.convolved import ConvolvedMixer
 from plait.mixers.state import LayerState, Recurrent
 from plait.ops import attention_piece, delta_piece, delta_rule, linear_attention
+from plait.options import Options
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def default_heads(hidden_size: int, largest: int) -> int:
 
 
 @dataclass(frozen=True)
-class LinearOptions(MixerOptions):
+class LinearOptions(Options):
     """Options of every linear mixer.
 
     Args:

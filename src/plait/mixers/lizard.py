@@ -11,19 +11,20 @@ from torch.nn import functional as F
 
 from plait.errors import CacheError
 from plait.mixers.attention import query_blocks, visible, visible_pairs
-from plait.mixers.base import Cost, Dims, Mixer, MixerOptions
+from plait.mixers.base import Cost, Dims, Mixer
 from plait.mixers.context import Context
 from plait.mixers.linear import default_heads, linear, repeat_heads, split_heads
 from plait.mixers.state import KeyValues, LayerState, Recurrent
 from plait.nn import RMSNorm, widen
 from plait.ops import attention_piece, linear_attention
+from plait.options import Options
 
 #: Below it a denominator counts as empty; the features of a query and of all keys then have nothing in common.
 SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
-class LizardOptions(MixerOptions):
+class LizardOptions(Options):
     """Options of Lizard.
 
     Args:
@@ -43,7 +44,7 @@ class LizardOptions(MixerOptions):
         qk_norm_eps: epsilon of that norm; None: the model's.
     """
 
-    mixer: ClassVar[str] = "lizard"
+    method: ClassVar[str] = "lizard"
     num_heads: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None

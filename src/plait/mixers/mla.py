@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from plait.errors import CacheError
 from plait.mixers.attention import attend, attend_documents, count_pairs, softmax_weights
-from plait.mixers.base import Cost, Dims, Mixer, MixerOptions
+from plait.mixers.base import Cost, Dims, Mixer
 from plait.mixers.context import Context
 from plait.mixers.linear import default_heads, linear, split_heads
 from plait.mixers.state import KeyValues, LayerState
 from plait.nn import RMSNorm
+from plait.options import Options
 
 
 class LatentSizes(NamedTuple):
@@ -36,7 +37,7 @@ class LatentSizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MLAOptions(MixerOptions):
+class MLAOptions(Options):
     """Options of multi-head latent attention. What is None follows from the rest as in DeepSeek-V2.
 
     Args:
@@ -51,7 +52,7 @@ class MLAOptions(MixerOptions):
         norm_eps: epsilon of the norms of the latent vectors; None: the model's.
     """
 
-    mixer: ClassVar[str] = "mla"
+    method: ClassVar[str] = "mla"
     num_heads: int | None = None
     qk_nope_head_dim: int | None = None
     qk_rope_head_dim: int | None = None

@@ -29,7 +29,7 @@ class RetNetOptions(GroupedOptions):
         conv_size: taps of the convolution.
     """
 
-    mixer: ClassVar[str] = "retnet"
+    method: ClassVar[str] = "retnet"
     num_heads: int = 8
     expand_k: float = 1.0
     expand_v: float = 2.0

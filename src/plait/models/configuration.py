@@ -14,9 +14,10 @@ from transformers import PreTrainedConfig
 from plait import catalog
 from plait.errors import OptionError, nearest
 from plait.files import quoted
-from plait.mixers.base import Dims, Mixer, MixerOptions
+from plait.mixers.base import Dims, Mixer
 from plait.models.plan import layer_plan
 from plait.nn import swiglu_width
+from plait.options import Options
 from plait.sections import DEEPEST, LARGEST, WIDEST
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class LayerSpec:
     name: str
     mixer: str
     type: type[Mixer]
-    options: MixerOptions
+    options: Options
 
     @property
     def full(self) -> bool:

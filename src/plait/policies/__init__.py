@@ -21,7 +21,7 @@ from plait.runtime.applied import Applied
 from plait.runtime.call import Call, LayerInfo, ModelInfo
 from plait.runtime.dense import Dense
 from plait.runtime.meter import Report, Work
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 
 
 def policy(model: nn.Module, policy: str | Mapping[str, Any] | Policy, **options: Any) -> Applied:
@@ -68,7 +68,6 @@ __all__ = [
     "LayerInfo",
     "ModelInfo",
     "Policy",
-    "PolicyOptions",
     "Report",
     "Work",
     "build",

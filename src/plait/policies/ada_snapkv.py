@@ -38,7 +38,7 @@ class AdaSnapKVOptions(SnapKVOptions):
             ``round((1 - least) b + int(least B))`` stay; rounding may miss the layer's budget by a few.
     """
 
-    policy: ClassVar[str] = "ada_snapkv"
+    method: ClassVar[str] = "ada_snapkv"
     least: float = 0.2
     over_queries: Literal["max", "sum"] = "max"
     floor: Literal["kept", "blended"] = "kept"

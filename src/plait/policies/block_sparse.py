@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from plait.options import Options
 from plait.policies.importance import best
 from plait.runtime.call import Call
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 from plait.runtime.products import ENTRIES, band, chosen, packs, paged
 from plait.runtime.store import Keys
 
@@ -25,7 +26,7 @@ FORCED = 1e30
 
 
 @dataclass(frozen=True)
-class BlockSparseOptions(PolicyOptions):
+class BlockSparseOptions(Options):
     """Options of block-sparse prefill.
 
     Args:
@@ -33,7 +34,7 @@ class BlockSparseOptions(PolicyOptions):
         top: key blocks of a query block, its own, the one before and the first among them.
     """
 
-    policy: ClassVar[str] = "block_sparse"
+    method: ClassVar[str] = "block_sparse"
     block: int = 16
     top: int = 64
 

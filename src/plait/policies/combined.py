@@ -10,13 +10,14 @@ from torch import Tensor
 from plait import catalog
 from plait.errors import OptionError
 from plait.mixers.state import LayerState
+from plait.options import Options
 from plait.policies.build import Spec, build
 from plait.runtime.call import Call, LayerInfo, ModelInfo
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 
 
 @dataclass(frozen=True)
-class PrefillDecodeOptions(PolicyOptions):
+class PrefillDecodeOptions(Options):
     """Options of a prefill policy with a decoding policy.
 
     Args:
@@ -24,7 +25,7 @@ class PrefillDecodeOptions(PolicyOptions):
         decode: the policy of single tokens, likewise; what is kept in memory is its business.
     """
 
-    policy: ClassVar[str] = "prefill_decode"
+    method: ClassVar[str] = "prefill_decode"
     prefill: Spec = "vertical_slash"
     decode: Spec = "quest"
 
@@ -85,7 +86,7 @@ class PrefillDecode(Policy):
 
 
 @dataclass(frozen=True)
-class PerLayerOptions(PolicyOptions):
+class PerLayerOptions(Options):
     """Options of policies by layer.
 
     Args:
@@ -94,7 +95,7 @@ class PerLayerOptions(PolicyOptions):
         otherwise: the policy of all other layers.
     """
 
-    policy: ClassVar[str] = "per_layer"
+    method: ClassVar[str] = "per_layer"
     layers: dict[str, Spec] = field(default_factory=dict)
     otherwise: Spec = "dense"
 

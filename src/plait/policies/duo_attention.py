@@ -14,9 +14,10 @@ from torch import Tensor
 
 from plait.errors import OptionError
 from plait.mixers.state import LayerState
+from plait.options import Options
 from plait.policies.head_table import HeadTable
 from plait.runtime.call import Call, LayerInfo, ModelInfo
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 from plait.runtime.products import band
 from plait.runtime.store import Store
 
@@ -25,7 +26,7 @@ NAMED = {"full": 1.0, "streaming": 0.0}
 
 
 @dataclass(frozen=True)
-class DuoAttentionOptions(PolicyOptions):
+class DuoAttentionOptions(Options):
     """Options of DuoAttention.
 
     Args:
@@ -42,7 +43,7 @@ class DuoAttentionOptions(PolicyOptions):
         strict: apply the window within chunks too, so that their size changes nothing.
     """
 
-    policy: ClassVar[str] = "duo_attention"
+    method: ClassVar[str] = "duo_attention"
     heads: list[list[float]] | str | None = None
     sparsity: float | None = 0.5
     threshold: float = 0.5

@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from plait.options import Options
 from plait.policies.importance import best, beyond, pattern_sums
 from plait.policies.vertical_slash import Chosen, vertical_slash
 from plait.runtime.call import Call
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 
 
 @dataclass(frozen=True)
-class FlexPrefillOptions(PolicyOptions):
+class FlexPrefillOptions(Options):
     """Options of FlexPrefill.
 
     Args:
@@ -30,7 +31,7 @@ class FlexPrefillOptions(PolicyOptions):
         block: queries that are computed together; so many nearest diagonals are always taken, within the budget.
     """
 
-    policy: ClassVar[str] = "flex_prefill"
+    method: ClassVar[str] = "flex_prefill"
     coverage: float = 0.65
     least: int = 512
     last_queries: int = 512

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from plait.mixers.state import LayerState
+from plait.options import Options
 from plait.policies.importance import best, over_group
 from plait.runtime.call import Call, LayerInfo
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 from plait.runtime.products import band, probabilities, with_sums
 from plait.runtime.store import Store
 
 
 @dataclass(frozen=True)
-class H2OOptions(PolicyOptions):
+class H2OOptions(Options):
     """Options of H2O.
 
     Args:
@@ -30,7 +31,7 @@ class H2OOptions(PolicyOptions):
         recent: last tokens, always kept.
     """
 
-    policy: ClassVar[str] = "h2o"
+    method: ClassVar[str] = "h2o"
     heavy: int = 512
     recent: int = 512
 

@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.mixers.state import LayerState, Segment
+from plait.options import Options
 from plait.policies.importance import best, over_group
 from plait.runtime.call import Call, LayerInfo
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 from plait.runtime.products import band, chosen
 from plait.runtime.store import Keys, Store
 
 
 @dataclass(frozen=True)
-class QuestOptions(PolicyOptions):
+class QuestOptions(Options):
     """Options of Quest.
 
     Args:
@@ -33,7 +34,7 @@ class QuestOptions(PolicyOptions):
         share_pages: query heads of one kv head read the same pages, chosen by the sum of their bounds.
     """
 
-    policy: ClassVar[str] = "quest"
+    method: ClassVar[str] = "quest"
     page: int = 16
     budget: int = 1024
     dense_layers: int = 0

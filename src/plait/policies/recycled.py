@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.mixers.state import LayerState, Segment
+from plait.options import Options
 from plait.policies.importance import best, last_queries, over_group
 from plait.runtime.call import Call, LayerInfo, ModelInfo
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 from plait.runtime.products import band, probabilities
 from plait.runtime.store import Keys, Store
 
 
 @dataclass(frozen=True)
-class RecycledOptions(PolicyOptions):
+class RecycledOptions(Options):
     """Options of Recycled Attention.
 
     Args:
@@ -38,7 +39,7 @@ class RecycledOptions(PolicyOptions):
         full_attention: read everything at full steps; False for the ablation.
     """
 
-    policy: ClassVar[str] = "recycled"
+    method: ClassVar[str] = "recycled"
     capacity: int = 2048
     stride: int | None = None
     check: int = 5

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from plait.mixers.state import LayerState
+from plait.options import Options
 from plait.policies.importance import best, keep_last_queries, over_group, pooled
 from plait.runtime.call import Call, LayerInfo
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 from plait.runtime.products import probabilities
 from plait.runtime.store import Keys, Store
 
 
 @dataclass(frozen=True)
-class SnapKVOptions(PolicyOptions):
+class SnapKVOptions(Options):
     """Options of SnapKV.
 
     Args:
@@ -39,7 +40,7 @@ class SnapKVOptions(PolicyOptions):
         pooling: ``mean`` or ``max`` of the neighbours; the paper's code has both.
     """
 
-    policy: ClassVar[str] = "snapkv"
+    method: ClassVar[str] = "snapkv"
     capacity: int = 1024
     last_queries: int = 256
     pool: int = 21
@@ -64,7 +65,7 @@ class SnapKVOptions(PolicyOptions):
 class SnapKV(Policy):
     """Scores are attention summed over the last queries (mean over the group's query heads), pooled; the best stay."""
 
-    Options: ClassVar[type[PolicyOptions]] = SnapKVOptions
+    Options: ClassVar[type[Options]] = SnapKVOptions
     options: SnapKVOptions
     reduces = ("decode",)
 

@@ -14,15 +14,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from plait.options import Options
 from plait.runtime.call import Call, ModelInfo
 from plait.runtime.meter import Meter
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 from plait.runtime.products import band
 from plait.runtime.store import Keys
 
 
 @dataclass(frozen=True)
-class StreamingOptions(PolicyOptions):
+class StreamingOptions(Options):
     """Options of StreamingLLM.
 
     Args:
@@ -31,7 +32,7 @@ class StreamingOptions(PolicyOptions):
         renumber: positions are those in the cache, not those in the text.
     """
 
-    policy: ClassVar[str] = "streaming"
+    method: ClassVar[str] = "streaming"
     sinks: int = 4
     window: int = 1024
     renumber: bool = False

@@ -10,21 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from plait.options import Options
 from plait.policies.importance import best, last_queries
 from plait.runtime.call import Call
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 from plait.runtime.products import probabilities
 
 
 @dataclass(frozen=True)
-class TovaOptions(PolicyOptions):
+class TovaOptions(Options):
     """Options of TOVA.
 
     Args:
         capacity: tokens that a layer keeps.
     """
 
-    policy: ClassVar[str] = "tova"
+    method: ClassVar[str] = "tova"
     capacity: int = 1024
 
     def __post_init__(self) -> None:

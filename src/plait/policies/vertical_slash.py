@@ -16,15 +16,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from plait.options import Options
 from plait.policies.importance import best, beyond, pattern_sums
 from plait.runtime.call import Call
-from plait.runtime.policy import Policy, PolicyOptions
+from plait.runtime.policy import Policy
 from plait.runtime.products import chosen, packed, packs
 from plait.runtime.store import NEVER, first_true
 
 
 @dataclass(frozen=True)
-class VerticalSlashOptions(PolicyOptions):
+class VerticalSlashOptions(Options):
     """Options of Vertical-Slash.
 
     Args:
@@ -36,7 +37,7 @@ class VerticalSlashOptions(PolicyOptions):
         block: queries that are computed together, and the length of the pieces of diagonals.
     """
 
-    policy: ClassVar[str] = "vertical_slash"
+    method: ClassVar[str] = "vertical_slash"
     vertical: int = 512
     slash: int = 512
     last_queries: int = 256
@@ -60,7 +61,7 @@ class VerticalSlashOptions(PolicyOptions):
 class VerticalSlash(Policy):
     """``S = softmax(q_last K^T)``; the columns and diagonals with the largest sums are computed, by query head."""
 
-    Options: ClassVar[type[PolicyOptions]] = VerticalSlashOptions
+    Options: ClassVar[type[Options]] = VerticalSlashOptions
     options: VerticalSlashOptions
     reduces = ("prefill",)
     looks_ahead = True

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from plait.errors import CacheError, OptionError
+from plait.errors import CacheError
 from plait.mixers.state import LayerState
 from plait.options import Options
 from plait.runtime.call import Call, LayerInfo, ModelInfo
 from plait.runtime.products import band
 from plait.runtime.store import Keys, Store
-
-
-@dataclass(frozen=True)
-class PolicyOptions(Options):
-    """Base of a policy's options: a frozen dataclass with defaults, checked in ``__post_init__``."""
-
-    #: Name of the policy in the catalogue, for messages.
-    policy: ClassVar[str] = "policy"
-
-    def require(self, condition: bool, field: str, fix: str) -> None:
-        """Raise :class:`~plait.errors.OptionError` with the option's name and value unless ``condition`` holds."""
-        if not condition:
-            raise OptionError(f"Policy {self.policy!r}, option {field}={getattr(self, field)!r}: {fix}.")
-
-    def require_at_least(self, least: int, *fields: str) -> None:
-        """Each of these options is at least ``least``."""
-        for field in fields:
-            self.require(getattr(self, field) >= least, field, f"must be {least} or more")
 
 
 class Policy(ABC):
@@ -47,7 +28,7 @@ class Policy(ABC):
         options: the policy's own options.
     """
 
-    Options: ClassVar[type[PolicyOptions]] = PolicyOptions
+    Options: ClassVar[type[Options]] = Options
     #: Phases whose work the policy reduces: for combining one policy's prefill with another's decoding.
     reduces: ClassVar[tuple[str, ...]] = ()
     #: Whether later tokens of one call may influence what earlier ones see: such a policy must not measure perplexity.
