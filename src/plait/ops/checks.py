@@ -23,7 +23,7 @@ INTEGERS = frozenset({torch.int32, torch.int64})
 LARGEST_CHUNK = 512
 
 #: The softmax kernel keeps positions and slots in 32 bits.
-_LARGEST_POSITION = 2**31 - 1
+LARGEST_POSITION = 2**31 - 1
 _LARGEST_NUMBER = torch.finfo(torch.float32).max
 
 Named = tuple[tuple[str, Any], ...]
@@ -37,7 +37,7 @@ def linear_scan(log_a: Any, u: Any, state: Any, cu_seqlens: Any) -> tuple[Tensor
     if len(shape) != 3 or log_a.shape != shape:
         raise OptionError(f"{op}: log_a {_show(log_a)} and u {_show(u)} must both be (B, T, D).")
     batch, length, width = shape
-    cu_seqlens = _borders(op, cu_seqlens, batch, length)
+    cu_seqlens = document_borders(op, cu_seqlens, batch, length)
     _state(op, state, (batch if cu_seqlens is None else len(cu_seqlens) - 1, width))
     return cu_seqlens, bool(batch and length and width)
 
@@ -84,7 +84,7 @@ def attention(
         )
     if type(chunk_size) is not int or chunk_size < 1:
         raise OptionError(f"{op}: chunk_size={chunk_size!r} must be a whole number of at least 1.")
-    cu_seqlens = _borders(op, cu_seqlens, batch, length)
+    cu_seqlens = document_borders(op, cu_seqlens, batch, length)
     rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
     _state(op, state, (rows, value_heads, width, value_width))
     if scale is None:
@@ -116,7 +116,7 @@ def causal_convolution(
         if cu_seqlens is not None:
             raise OptionError(f"{op}: cu_seqlens needs one packed row (B == 1) without padding.")
         _padding(op, padding, x, tracing)
-    cu_seqlens = _borders(op, cu_seqlens, batch, length, read=x.is_cpu and not tracing)
+    cu_seqlens = document_borders(op, cu_seqlens, batch, length, read=x.is_cpu and not tracing)
     past = weight.shape[1] - 1
     rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
     if tail is not None and tail.shape != (rows, past, channels):
@@ -164,7 +164,7 @@ def softmax(
     for name, number, least in (("first", first, 0), ("block", block, 1), ("page", page, 1)):
         if type(number) is not int or number < least:
             raise OptionError(f"{op}: {name}={number!r} must be a whole number of at least {least}.")
-    if first + length > _LARGEST_POSITION or slots + page > _LARGEST_POSITION or block > _LARGEST_POSITION:
+    if first + length > LARGEST_POSITION or slots + page > LARGEST_POSITION or block > LARGEST_POSITION:
         raise OptionError(f"{op}: first, block, page and the number of keys must stay below 2**31.")
     if index is None:
         if counts is not None:
@@ -215,12 +215,12 @@ def softmax_attention(
     if cu_seqlens is not None:
         if lengths is not None or length != stored:
             raise OptionError(f"{op}: cu_seqlens needs as many keys as queries, and no lengths.")
-        edges = _borders(op, cu_seqlens, batch, length)
+        edges = document_borders(op, cu_seqlens, batch, length)
         borders = None if edges is None else tuple(edges.tolist())
     elif lengths is not None:
         if not isinstance(lengths, Tensor) or lengths.dtype not in INTEGERS or lengths.shape != (batch,):
             raise OptionError(f"{op}: lengths must be (B,) = {(batch,)} whole numbers, got {_kind(lengths)}.")
-        low, high = _range(lengths)
+        low, high = value_range(lengths)
         if low < 0 or high > stored:
             raise OptionError(f"{op}: lengths must lie in 0..S = {stored}, got {low} to {high}.")
         starts = stored - lengths.to(q.device, torch.int64)
@@ -271,11 +271,11 @@ def sparse_softmax(
     ):
         raise OptionError(f"{op}: counts must be (B, X, M) = {tuple(index.shape[:3])} int64, got {_kind(counts)}.")
     if q.is_cpu:
-        low, high = _range(counts)
+        low, high = value_range(counts)
         if low < 0 or high > index.shape[3]:
             raise OptionError(f"{op}: counts lie in {low}..{high} and must in 0..{index.shape[3]}.")
         counted = torch.arange(index.shape[3]) < counts[..., None]
-        low, high = _range(index.masked_fill(~counted, 0))
+        low, high = value_range(index.masked_fill(~counted, 0))
         if low < 0 or high >= max(pages, 1):
             raise OptionError(f"{op}: index names pages {low} to {high}; the keys have {pages}, counted from 0.")
     return _softmax_scale(op, scale, softcap, width), counts
@@ -330,14 +330,14 @@ def _lists(op: str, index: Any, counts: Any, batch: int, heads: int, kv_heads: i
         if not flat and counts.shape != index.shape[:3]:
             raise OptionError(f"{op}: counts {_show(counts)} must be (B, X, M) = {tuple(index.shape[:3])}.")
         most = index.shape[-1]
-        low, high = _range(counts)
+        low, high = value_range(counts)
         if low < 0 or high > most:
             raise OptionError(f"{op}: counts lie in {low}..{high} and must in 0..{most}, the pages that index holds.")
         if flat and int(counts.sum()) != most:
             raise OptionError(f"{op}: index holds {most} pages and counts add up to {int(counts.sum())}.")
         if not flat:
             index = index[torch.arange(most) < counts[..., None]]  # what is not counted is not read
-    low, high = _range(index)
+    low, high = value_range(index)
     if low < 0 or high >= max(pages, 1):
         raise OptionError(f"{op}: index names pages {low} to {high}; the keys have {pages}, counted from 0.")
 
@@ -354,7 +354,7 @@ def _floats(op: str, required: Named, optional: Named) -> None:
             raise OptionError(f"{op}: {first} is on {device} and {name} on {x.device}; move them to one device.")
 
 
-def _borders(op: str, cu_seqlens: Any, batch: int, length: int, read: bool = True) -> Tensor | None:
+def document_borders(op: str, cu_seqlens: Any, batch: int, length: int, read: bool = True) -> Tensor | None:
     """Borders of packed documents in int64."""
     if cu_seqlens is None:
         return None
@@ -390,7 +390,7 @@ def _padding(op: str, padding: Any, x: Tensor, tracing: bool) -> None:
         )
     if not x.is_cpu or tracing:
         return
-    low, high = _range(padding)
+    low, high = value_range(padding)
     if low < 0 or high > x.shape[1]:
         raise OptionError(f"{op}: padding must lie in 0..T = {x.shape[1]}, got {low} to {high}.")
 
@@ -407,7 +407,7 @@ def _scale(op: str, scale: Any) -> None:
         raise OptionError(f"{op}: scale={str(scale)[:40]} must be a finite number in the range of fp32.")
 
 
-def _range(x: Tensor) -> tuple[int, int]:
+def value_range(x: Tensor) -> tuple[int, int]:
     """Least and largest of whole numbers; zeros where there are none."""
     if not x.numel():
         return 0, 0

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.ops.native import token
+from plait.ops.native import guards, token
+from plait.ops.native.guards import BLOCK
 from plait.ops.native.kernel import Operator, resolved
 from plait.ops.native.library import TYPES, Attention, Rows, address, call, integers, pointer
-
-#: Tokens that the kernels treat together are multiples of this.
-BLOCK = 16
 
 
 def attend(
@@ -276,5 +274,5 @@ def _backward(ctx: Any, d_o: Tensor | None, d_last: Tensor | None, _: Tensor | N
     return d_q, d_k, found[2], *present, None, None, None, None
 
 
-_attention = Operator("attention", _forward, _fake_forward, _setup, _backward)
-_attention_backward = Operator("attention_backward", _gradients, _fake_gradients)
+_attention = Operator("attention", _forward, guards.attention, _fake_forward, _setup, _backward)
+_attention_backward = Operator("attention_backward", _gradients, guards.attention_backward, _fake_gradients)

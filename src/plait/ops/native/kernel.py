@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,9 @@ class Operator:
 
     Args:
         name: in ``torch.ops.plait``.
-        kernel: computes tensors from annotated arguments.
+        kernel: computes tensors from annotated arguments, which it trusts.
+        guard: the same signature; raises for arguments that would make the kernel read or write foreign memory. Called
+            where the operator is called by its name, since the public functions have checked theirs.
         fake: the same signature; returns empty tensors of the result's shapes.
         setup: ``(ctx, inputs, output)``, keeps what backward needs; None where there is no gradient.
         backward: ``(ctx, *gradients of the outputs)`` to those of the inputs.
@@ -29,12 +32,19 @@ class Operator:
         self,
         name: str,
         kernel: Callable[..., Any],
+        guard: Callable[..., None],
         fake: Callable[..., Any],
         setup: Callable[..., None] | None = None,
         backward: Callable[..., Any] | None = None,
     ) -> None:
         self.kernel = kernel
-        self.traced = torch.library.custom_op(f"plait::{name}", kernel, mutates_args=())
+
+        @functools.wraps(kernel)
+        def guarded_kernel(*arguments: Any) -> Any:
+            guard(*arguments)
+            return kernel(*arguments)
+
+        self.traced = torch.library.custom_op(f"plait::{name}", guarded_kernel, mutates_args=())
         self.traced.register_fake(fake)
         self.function: Any = None
         if setup is not None and backward is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.ops.native import guards
 from plait.ops.native.kernel import Operator, resolved
 from plait.ops.native.library import Convolution, Scan, address, call, integers, pointer
 
@@ -97,8 +98,8 @@ def _backward_scan(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
     return d_log_a, d_u, None if state is None else d_state, None
 
 
-_scan = Operator("scan", _forward_scan, _fake_scan, _setup_scan, _backward_scan)
-_scan_backward = Operator("scan_backward", _gradients_of_scan, _fake_gradients_of_scan)
+_scan = Operator("scan", _forward_scan, guards.scan, _fake_scan, _setup_scan, _backward_scan)
+_scan_backward = Operator("scan_backward", _gradients_of_scan, guards.scan_backward, _fake_gradients_of_scan)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -155,5 +156,9 @@ def _backward_convolution(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
     return d_x, d_weight, d_y.sum((0, 1)) if ctx.bias else None
 
 
-_convolution = Operator("depthwise", _convolve, _fake_convolve, _setup_convolution, _backward_convolution)
-_convolution_backward = Operator("depthwise_backward", _gradients_of_convolution, _fake_gradients_of_convolution)
+_convolution = Operator(
+    "depthwise", _convolve, guards.depthwise, _fake_convolve, _setup_convolution, _backward_convolution
+)
+_convolution_backward = Operator(
+    "depthwise_backward", _gradients_of_convolution, guards.depthwise_backward, _fake_gradients_of_convolution
+)

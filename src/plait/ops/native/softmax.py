@@ -13,6 +13,7 @@ from torch import Tensor
 
 from plait.ops import checks
 from plait.ops.dispatch import resolve
+from plait.ops.native import guards
 from plait.ops.native.kernel import Operator, resolved, tracing
 from plait.ops.native.library import Softmax, call, pointer
 from plait.ops.native.status import refuses
@@ -284,5 +285,5 @@ def _backward(ctx: Any, d_o: Tensor | None, d_lse: Tensor | None) -> tuple[Any, 
     return *found, *(None,) * 8
 
 
-_lists = Operator("softmax_lists", _forward, _fake_forward, _setup, _backward)
-_lists_backward = Operator("softmax_lists_backward", _gradients, _fake_gradients)
+_lists = Operator("softmax_lists", _forward, guards.softmax_lists, _fake_forward, _setup, _backward)
+_lists_backward = Operator("softmax_lists_backward", _gradients, guards.softmax_lists_backward, _fake_gradients)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.ops.native import guards
 from plait.ops.native.kernel import Operator, resolved, tracing
 from plait.ops.native.library import call
 
@@ -120,4 +121,4 @@ def _fake(
     return v.new_empty(v.shape), v.new_empty(v.shape[0], v.shape[2], q.shape[3], v.shape[3])
 
 
-_step = Operator("step", _new, _fake)
+_step = Operator("step", _new, guards.step, _fake)
