@@ -1,6 +1,8 @@
-"""Where models compute: the one place that asks torch for an accelerator."""
+"""Where models compute: the one place that asks for this machine's accelerator and memory."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -19,3 +21,11 @@ def unusable_accelerator() -> str | None:
     built_for = torch.accelerator.current_accelerator()
     usable = torch.accelerator.current_accelerator(check_available=True)
     return built_for.type if built_for is not None and usable is None else None
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, in bytes."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return 2**50

@@ -38,7 +38,9 @@ class MoreIsBetter(Claim):
 
     def measure(self, folder: Path, announce: Any) -> Measurement:
         announce("measuring")
-        return Measurement(self.measured, 90.0, [0, 1, 2], {"torch": "2"}, "a machine")
+        return Measurement(
+            self.measured, 90.0, [0, 1, 2], {"versions": {"torch": "2"}, "machine": "a machine", "commit": None}
+        )
 
     def decide(self, data: dict[str, Any]) -> tuple[Any, str]:
         seen = f"a {data['a']['mean']}, b {data['b']['mean']}"

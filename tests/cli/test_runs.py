@@ -13,7 +13,7 @@ import pytest
 
 from plait.cli.app import main
 from plait.evaluation import run as evaluation
-from plait.storage.locks import sole_writer
+from plait.files.locks import sole_writer
 from plait.training import runner
 from plait.training.trainer import PlaitTrainer
 

@@ -12,8 +12,8 @@ from conversion.small import save_data, save_teacher
 from plait.conversion import convert
 from plait.conversion.run import Conversion
 from plait.errors import FolderInUse, TrainingError
+from plait.files.locks import sole_writer
 from plait.runs.checkpoint import checkpoints
-from plait.storage.locks import sole_writer
 
 SHORT = {"mixer": "gated_deltanet", "align_steps": 4, "distil_steps": 2, "batch_size": 2, "save_every": 2}
 WEIGHTS = "model.safetensors"

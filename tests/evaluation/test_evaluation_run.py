@@ -31,7 +31,7 @@ def text(tmp_path: Path) -> dict[str, Any]:
 def test_text(text: dict[str, Any], tmp_path: Path) -> None:
     config = run_config(text, batches=3, decode_contexts=[8], ar_hits_rare_below=1000)
     result = train_and_evaluate(config, tmp_path / "run", progress=False)
-    assert set(result) == {"config", "evaluation", "train", "versions", "seed"}
+    assert set(result) == {"config", "evaluation", "train", "versions", "machine", "commit", "seed"}
     assert RunConfig.model_validate(result["config"]) == config
     assert [step for step, _ in result["train"]["losses"]] == [1, 2, 3]
     assert result["train"]["tokens"] == 3 * 4 * 16

@@ -22,8 +22,8 @@ from plait.evaluation.measurements import PromptMeasurement, TaskMeasurement
 from plait.evaluation.session import measure, results_folder
 from plait.evaluation.subject import Subject, fingerprint
 from plait.evaluation.suites import SUITES, Unavailable, Wish, named, suite
+from plait.files.writing import read_back, write_json
 from plait.models import PlaitConfig, PlaitForCausalLM
-from plait.runs.checkpoint import read_json, write_json
 from plait.runs.config import DataSection
 
 
@@ -153,7 +153,7 @@ def test_results_are_written_at_once_and_reused(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("lag-*.json"))) == 1
     assert len([first, *stream]) == 2
     place = next(tmp_path.glob("lag-8*.json"))
-    write_json(place, {**read_json(place), "score": 0.5}, sealed=True)
+    write_json(place, {**read_back(place), "score": 0.5}, sealed=True)
     again = list(measure(one, tasks, tmp_path, BATCHES, progress=False))
     assert again[0]["score"] == 0.5  # read, not measured
     other = list(measure(subject(llama(1)), tasks, tmp_path, BATCHES, progress=False))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from plait.errors import TrainingError
-from plait.runs import checkpoint
-from plait.runs.checkpoint import checkpoints, clean, publish_folder, read_json, remove_folder, rotate, write_json
+from plait.files import writing
+from plait.files.writing import clean, publish_folder, read_back, remove_folder, write_json
+from plait.runs.checkpoint import checkpoints, rotate
 
 
 class Killed(BaseException):
@@ -44,7 +45,7 @@ def test_a_killed_deletion_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch
             (path / "weights").unlink()  # something is gone already
             raise Killed
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+    monkeypatch.setattr(writing.shutil, "rmtree", killed)
     with pytest.raises(Killed):
         remove_folder(folder)
     monkeypatch.undo()
@@ -78,12 +79,12 @@ def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(Killed):
         write_json(path, {"steps": 2})
-    assert read_json(path) == {"steps": 1}
+    assert read_back(path) == {"steps": 1}
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text('{"config": ')
     with pytest.raises(TrainingError, match=r"run\.json is not JSON"):
-        read_json(path)
+        read_back(path)
     shutil.rmtree(tmp_path)

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from plait.cli.study import app
 from plait.errors import OptionError, StudyError
+from plait.files.writing import write_json
+from plait.models.architecture import Architecture
 from plait.report.scaling_charts import law_chart
 from plait.report.scaling_page import render, write_page
-from plait.runs.checkpoint import write_json
-from plait.study.architecture import Architecture
 from plait.study.scaling import table
 from plait.study.scaling.file import grid_study, load_scaling, parse_scaling
 from plait.study.scaling.plan import plan_count
@@ -68,7 +68,7 @@ def finish(store: Store, trial: Trial, losses: list[tuple[int, float]]) -> None:
     training = trial.config.training
     tokens = training.steps * training.batch_size * trial.config.data.length
     train = {"losses": losses, "tokens": tokens, "seconds": 1.0}
-    about = {"versions": {"plait": "0"}, "machine": "none", "started": 5.0, "ended": 65.0}
+    about = {"versions": {"plait": "0"}, "machine": "none", "commit": None, "started": 5.0, "ended": 65.0}
     store.finish(trial, {"train": train, **about})
 
 

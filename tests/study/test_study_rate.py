@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from plait.models.architecture import Architecture
 from plait.runs.config import DataSection, ModelSection, RunConfig
 from plait.study import rate
-from plait.study.architecture import Architecture
 from plait.study.rate import BATCH, LENGTH, VOCABULARY, step_flops, this_machine
 
 
@@ -21,7 +21,7 @@ def test_a_rate_is_measured_once_for_each_machine(tmp_path: Path, monkeypatch: p
     assert "measured on" in first.source
     monkeypatch.setattr(rate, "measure", None)
     assert this_machine(tmp_path) == first
-    monkeypatch.setattr(rate, "fingerprint", lambda where: "another machine")
+    monkeypatch.setattr(rate, "fingerprint", lambda: "another machine")
     with pytest.raises(TypeError):  # it would be measured anew
         this_machine(tmp_path)
 

@@ -72,6 +72,7 @@ def result(trial: Trial, recall: float, started: float = 0.0, ended: float = 10.
         "train": train,
         "versions": {"torch": "x"},
         "machine": "m",
+        "commit": None,
         "started": started,
         "ended": ended,
     }

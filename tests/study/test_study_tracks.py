@@ -75,6 +75,7 @@ def result(trial: Trial, ruler: float) -> dict[str, Any]:
         "train": {"losses": [[1, 5.0]], "seconds": 1.0, "tokens": 10},
         "versions": {},
         "machine": "m",
+        "commit": None,
         "started": 0.0,
         "ended": 1.0,
     }

@@ -9,9 +9,9 @@ import pytest
 from plait import catalog
 from plait.errors import OptionError
 from plait.models import PlaitForCausalLM
+from plait.models.architecture import build_model_config
 from plait.study.file import parse_study
 from plait.study.trials import Trial, trials
-from plait.training.architecture import build_model_config
 
 TRACKS = {
     "lm": {"kind": "lm", "data": {"corpus": "python-stdlib"}, "training": {"steps": 7}},

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from plait.files import writing
 from plait.runs import checkpoint
 from plait.runs.metrics import FILE
 from plait.training import RunConfig, runner, trainer
@@ -66,7 +67,7 @@ def arm(kill: str) -> None:
                 die()
             remove(path, *args, **kwargs)
 
-        checkpoint.shutil.rmtree = rmtree  # type: ignore[assignment]
+        writing.shutil.rmtree = rmtree  # type: ignore[assignment]
     elif kind != "outside":
         raise ValueError(kill)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from plait.errors import TrainingError
-from plait.runs.checkpoint import checkpoints, read_json, write_json
+from plait.files.manifest import MANIFEST
+from plait.files.writing import read_back, write_json
+from plait.runs.checkpoint import checkpoints
 from plait.runs.folder import kept_result
 from plait.runs.metrics import FILE, losses, read_metrics
-from plait.storage.manifest import MANIFEST
 from plait.training import RunConfig
 from plait.training.runner import train
 
@@ -150,7 +151,7 @@ def test_every_single_flip_of_a_sealed_file_is_found_or_changes_nothing(tmp_path
     path = tmp_path / "result.json"
     content = {"accuracy": 0.125, "steps": 60, "names": ["a", "ä"], "seconds": 1e-9, "nothing": None}
     write_json(path, content, sealed=True)
-    assert read_json(path) == content
+    assert read_back(path) == content
     whole = path.read_bytes()
     for place in range(len(whole)):
         for bit in range(8):
@@ -158,7 +159,7 @@ def test_every_single_flip_of_a_sealed_file_is_found_or_changes_nothing(tmp_path
             changed[place] ^= 1 << bit
             path.write_bytes(changed)
             try:
-                found = read_json(path)
+                found = read_back(path)
             except TrainingError:
                 continue
             assert {key: found[key] for key in content} == content, (place, bit)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 import plait
 from plait.errors import OptionError, TrainingError
+from plait.files.writing import read_back
 from plait.models import load
-from plait.runs.checkpoint import checkpoints, read_json
+from plait.runs.checkpoint import checkpoints
 from plait.training.batches import DealtSampler, share
 from plait.training.runner import Interrupted, train
 from plait.training.trainer import PlaitTrainer
@@ -75,9 +76,9 @@ def test_every_way_of_sharing_learns_the_same(runs: Runs, way: str) -> None:
         assert numbers(folder, key) == pytest.approx(expected, rel=1e-5), key
     assert min(numbers(runs.one, "grad_norm")) > 0.1  # so every step is clipped
     assert largest_difference(runs.one, folder) < 1e-4
-    assert read_json(folder / "finished.json")["tokens"] == STEPS * ROWS * 32
+    assert read_back(folder / "finished.json")["tokens"] == STEPS * ROWS * 32
     model, _ = plait.load(folder / "model")
-    assert model.num_parameters() == read_json(folder / "finished.json")["parameters"]
+    assert model.num_parameters() == read_back(folder / "finished.json")["parameters"]
 
 
 def test_a_process_reads_its_own_rows_and_holds_its_own_part(runs: Runs) -> None:

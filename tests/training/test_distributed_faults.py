@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import plait
-from plait.runs.checkpoint import checkpoints, read_json
+from plait.files.writing import read_back
+from plait.runs.checkpoint import checkpoints
 from plait.training.runner import train
 from training.distributed import config, equal, largest_difference, launch, numbers, seen
 
@@ -94,7 +95,7 @@ def test_a_streamed_corpus_goes_on_with_another_number_of_processes(tmp_path: Pa
     train(config(data=data, steps=12, validate_every=0), tmp_path / "one", progress=False)
     done = launch(2, (run, tmp_path / "two", {}), (run, tmp_path / "moved", {"stop": 7}))
     assert done.returncode == 0, done.stderr
-    state = read_json(tmp_path / "moved" / "checkpoint-7" / "run_state.json")
+    state = read_back(tmp_path / "moved" / "checkpoint-7" / "run_state.json")
     assert state["samples"] == 7 * 16
     assert 0 < state["stream"]["row"] <= 7 * 16
     train(run, tmp_path / "moved", progress=False)

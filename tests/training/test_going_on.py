@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from plait.errors import FolderInUse, OptionError, TrainingError
+from plait.files.locks import sole_writer
+from plait.files.writing import read_back
 from plait.models import load
 from plait.models.alignment import ALIGNMENT, align_weights, aligned
-from plait.runs.checkpoint import checkpoints, read_json
+from plait.runs.checkpoint import checkpoints
 from plait.runs.metrics import losses, read_metrics
-from plait.storage.locks import sole_writer
 from plait.training import RunConfig, sharding
 from plait.training.runner import train
 from plait.training.trainer import PlaitTrainer
@@ -40,10 +41,10 @@ def test_raised_steps_equal_a_run_that_had_them_where_the_rate_is_constant(run_c
         "steps raised from 6 to 10: the rate of the next step is 0.003 instead of 0.003",
     ]
     assert (tmp_path / "raised" / MODEL).read_bytes() == (tmp_path / "long" / MODEL).read_bytes()
-    record = read_json(tmp_path / "raised" / "run.json")
+    record = read_back(tmp_path / "raised" / "run.json")
     assert record["config"]["training"]["steps"] == 10
     assert record["raised"] == [{"from": 6, "to": 10, "at": 6}]
-    assert "raised" not in read_json(tmp_path / "long" / "run.json")
+    assert "raised" not in read_back(tmp_path / "long" / "run.json")
     again: list[str] = []
     assert train(run_config(steps=10, final_fraction=1.0), tmp_path / "raised", announce=again.append) == result
     assert again == []
@@ -75,7 +76,7 @@ def test_steps_cannot_be_lowered(run_config: Make, tmp_path: Path) -> None:
     train(run_config(steps=4), tmp_path, progress=False)
     with pytest.raises(TrainingError, match=r"training\.steps = 3 is less than the 4 of this run"):
         train(run_config(steps=3), tmp_path, progress=False)
-    assert read_json(tmp_path / "run.json")["config"]["training"]["steps"] == 4
+    assert read_back(tmp_path / "run.json")["config"]["training"]["steps"] == 4
 
 
 def test_a_raised_run_that_crashes_goes_on(run_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +107,7 @@ def test_warm_start_takes_the_weights_alone_and_records_their_hash(run_config: M
     assert said[-1].startswith(f"weights     of {tmp_path / 'first'} (SHA-256 ")
     before, after = (load_file(tmp_path / name / MODEL) for name in ("first", "second"))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    record = read_json(tmp_path / "second" / "run.json")["init_from"]
+    record = read_back(tmp_path / "second" / "run.json")["init_from"]
     assert record["source"] == str(tmp_path / "first")
     assert record["sha256"].startswith(said[-1].partition("SHA-256 ")[2].removesuffix("...)"))
     assert read_metrics(tmp_path / "second")[0]["step"] == 1

@@ -18,10 +18,12 @@ from transformers.utils import logging as transformers_logging
 import plait
 from plait.data.tasks import TaskDataset
 from plait.errors import BackendUnavailable, OptionError, TrainingError
+from plait.files.writing import read_back
 from plait.models import PlaitForCausalLM
-from plait.runs.checkpoint import checkpoints, read_json
+from plait.models.architecture import build_model_config
+from plait.runs.checkpoint import checkpoints
 from plait.runs.metrics import losses, read_metrics
-from plait.training import RunConfig, build_model_config, runner
+from plait.training import RunConfig, runner
 from plait.training.runner import Interrupted, resolved_precision, train
 from plait.training.trainer import PlaitTrainer
 
@@ -76,7 +78,7 @@ def test_a_run_leaves_model_metrics_and_checkpoints(run_config: Make, text_file:
     assert tokenizer is not None
     for folder in (result.model_folder, tmp_path / "run" / "checkpoint-8"):
         assert AutoTokenizer.from_pretrained(folder).decode(tokenizer("Line 7").input_ids) == "Line 7"
-        assert read_json(folder / "run.json")["config"] == config.model_dump(mode="json")
+        assert read_back(folder / "run.json")["config"] == config.model_dump(mode="json")
 
 
 def test_a_finished_run_returns_at_once(run_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

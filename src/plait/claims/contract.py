@@ -30,15 +30,13 @@ class Measurement:
         data: plain JSON; all that the rule may look at.
         seconds: of computing, over all calls that led to it, those that were interrupted included.
         seeds: that it ran with.
-        versions: of the packages that it ran with.
-        machine: that it ran on.
+        provenance: versions, machine and commit that it ran with.
     """
 
     data: dict[str, Any]
     seconds: float
     seeds: list[int]
-    versions: dict[str, str]
-    machine: str
+    provenance: dict[str, Any]
 
 
 class Claim(ABC):
@@ -88,7 +86,7 @@ class Evidence(BaseModel):
         minutes: of computing.
         created: date of the decision.
         command: that makes it again.
-        versions, machine: that it ran with and on.
+        versions, machine, commit: that it ran with and on.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -104,3 +102,4 @@ class Evidence(BaseModel):
     command: str
     versions: dict[str, str]
     machine: str
+    commit: str | None = None

@@ -20,10 +20,9 @@ from plait.evaluation.measurements import predict
 from plait.evaluation.subject import Subject, open_subject
 from plait.evaluation.under_policy import under_policy
 from plait.policies import FindHeadsOptions, find_heads, task_rows
-from plait.runs.folder import versions
+from plait.provenance import provenance
 from plait.statistics.comparisons import below, interval
 from plait.statistics.interval import Interval
-from plait.study.worker import machine
 
 FIXTURE = "fixture:recall-small"
 SEEDS = (0, 1, 2)
@@ -97,7 +96,7 @@ class AFractionOfHeadsSuffices(Claim):
                     found = _recall(bound, seed)
                 recalls.append({"seed": seed, "chosen": chosen, "share": share, "recall": found})
         data = {"gates": gates, "recalls": recalls}
-        return Measurement(data, time.monotonic() - started, list(SEEDS), versions(), machine())
+        return Measurement(data, time.monotonic() - started, list(SEEDS), provenance())
 
     def decide(self, data: dict[str, Any]) -> Outcome:
         full = interval([_mean(row) for row in data["recalls"] if row["chosen"] == "all"], "seeds", (0.0, 1.0))

@@ -69,7 +69,8 @@ class ClaimFromStudy(Claim):
             "guards": [guard.model_dump(mode="json") for guard in summary.guards],
         }
         seeds = sorted({trial.seed for trial in found})
-        return Measurement(data, summary.seconds, seeds, summary.versions, summary.machine)
+        where = {"versions": summary.versions, "machine": summary.machine, "commit": summary.commit}
+        return Measurement(data, summary.seconds, seeds, where)
 
     def decide(self, data: dict[str, Any]) -> Outcome:
         return self.judge(self.configurations(data), [Guard.model_validate(one) for one in data["guards"]])

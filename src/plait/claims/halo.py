@@ -9,10 +9,9 @@ from typing import Any
 from plait.claims.contract import Announce, Claim, Measurement, Outcome
 from plait.conversion.run import convert
 from plait.drawing.lines import Line, LinesFigure
-from plait.runs.folder import versions
+from plait.provenance import provenance
 from plait.statistics.comparisons import interval
 from plait.statistics.interval import Interval
-from plait.study.worker import machine
 
 FIXTURE = "fixture:recall-small"
 SEEDS = (0, 1, 2)
@@ -76,7 +75,7 @@ class ChosenLayersBeatEvenOnes(Claim):
                 after = done.report["stages"][-1]["after"]
                 runs.append({"seed": seed, "way": way, "kept": done.kept, "after": after})
         seconds = time.monotonic() - started
-        return Measurement({"runs": runs}, seconds, list(SEEDS), versions(), machine())
+        return Measurement({"runs": runs}, seconds, list(SEEDS), provenance())
 
     def decide(self, data: dict[str, Any]) -> Outcome:
         kept = {way: [run["kept"] for run in data["runs"] if run["way"] == way] for way in WAYS}

@@ -15,10 +15,9 @@ from plait.data.tasks.niah import NeedleInHaystack
 from plait.drawing.lines import Line, LinesFigure
 from plait.evaluation.subject import open_subject
 from plait.probes import masking_experiment, probe, task_runs
-from plait.runs.folder import versions
+from plait.provenance import provenance
 from plait.statistics.comparisons import interval
 from plait.statistics.interval import Interval
-from plait.study.worker import machine
 
 FIXTURE = "fixture:recall-small"
 LENGTH, QUESTIONS = 128, 40
@@ -44,7 +43,7 @@ class _RetrievalHeads(Claim):
                 rows = masking_experiment(model, fresh, heads.ranking(), self.counts, seed=seed)
                 masked.append([asdict(row) for row in rows])
         data = {"scores": scores, "masked": masked}
-        return Measurement(data, time.monotonic() - started, list(SEEDS), versions(), machine())
+        return Measurement(data, time.monotonic() - started, list(SEEDS), provenance())
 
 
 class RetrievalHeadsAreSparse(_RetrievalHeads):

@@ -14,8 +14,8 @@ from plait.claims.page import page
 from plait.drawing.lines import lines_svg
 from plait.errors import StudyError
 from plait.files import read_text
-from plait.runs.checkpoint import write_json
-from plait.storage.locks import sole_writer
+from plait.files.locks import sole_writer
+from plait.files.writing import write_json
 
 EVIDENCE_FILE = "evidence.json"
 #: Evidence that is kept with the package: NAME.json.
@@ -61,8 +61,7 @@ def _run(name: str, claim: Claim, folder: Path, announce: Announce) -> Evidence:
         minutes=round(measured.seconds / 60, 1),
         created=datetime.now(UTC).date().isoformat(),
         command=f"plait claim run {name}",
-        versions=measured.versions,
-        machine=measured.machine,
+        **measured.provenance,
     )
     write_json(folder / EVIDENCE_FILE, evidence.model_dump(mode="json"))
     write_page(claim, evidence, folder / "page.md", folder / "figure.svg")

@@ -16,10 +16,9 @@ from plait.drawing.lines import Line, LinesFigure
 from plait.evaluation.perplexity import token_losses
 from plait.evaluation.subject import open_subject
 from plait.policies import policy
-from plait.runs.folder import versions
+from plait.provenance import provenance
 from plait.statistics.comparisons import interval
 from plait.statistics.interval import Interval
-from plait.study.worker import machine
 
 FIXTURE = "fixture:recall-small"
 #: Tokens of a piece (as many as the fixture was trained on), pieces a seed, tokens of the cache.
@@ -75,7 +74,7 @@ class SinksKeepAWindowAlive(Claim):
                 with policy(subject.model, "streaming", sinks=sinks, window=CACHE - sinks):
                     streaming[str(sinks)].append(late_loss(subject.model, ids))
         data = {"dense": dense, "streaming": streaming}
-        return Measurement(data, time.monotonic() - started, list(SEEDS), versions(), machine())
+        return Measurement(data, time.monotonic() - started, list(SEEDS), provenance())
 
     def decide(self, data: dict[str, Any]) -> Outcome:
         dense, alone, kept = data["dense"], data["streaming"]["0"], data["streaming"]["4"]

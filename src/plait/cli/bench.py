@@ -325,10 +325,11 @@ def _heading(device: str) -> dict[str, Any]:
 
 
 def _print_heading(head: dict[str, Any]) -> None:
-    found = head["machine"]
+    found, versions = head["machine"], head["machine"]["versions"]
+    ceilings = ", ".join(f"{name} {rate:.1f}" for name, rate in head["ceilings"].items())
     say(
-        f"{found['device']}, {found['dtype']}, {found['threads']} threads, torch {found['torch']}, transformers "
-        f"{found['transformers']}; " + ", ".join(f"{name} {rate:.1f}" for name, rate in head["ceilings"].items())
+        f"{found['device']}, {found['dtype']}, {found['threads']} threads, torch {versions['torch']}, transformers "
+        f"{versions['transformers']}; {ceilings}"
     )
     say(f"plait's backend: {found['backend']} ({found['backend_reason']})")
 

@@ -35,20 +35,19 @@ def examine() -> dict[str, Any]:
     """Versions, devices, threads, backends, extras, trackers and warnings, as plain data."""
     import torch
 
-    from plait import ops
+    from plait import ops, provenance
     from plait.devices import unusable_accelerator
 
     cuda = torch.cuda.is_available()
-    packages = ("plait", "torch", "transformers", "accelerate", "numpy")
     return {
-        "versions": {"python": platform.python_version(), **{name: installed(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **provenance.versions()},
         "python": sys.executable,
         "devices": {
-            "cpu": platform.processor() or platform.machine(),
-            "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
+            "cpu": provenance.processor(),
+            "cuda": provenance.accelerators(),
             "mps": torch.backends.mps.is_available(),
         },
-        "threads": torch.get_num_threads(),
+        "threads": provenance.threads(),
         "backends": [
             {"name": status.name, "available": status.available, "reason": status.reason, "fix": status.fix}
             for status in ops.backends()

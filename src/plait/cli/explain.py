@@ -91,7 +91,7 @@ def _planned(run: RunConfig) -> PlaitConfig:
     """The configuration that a run will build."""
     from plait.data.tasks import build_task
     from plait.data.tokenizers import build_tokenizer, vocabulary_size
-    from plait.training.architecture import build_model_config
+    from plait.models.architecture import build_model_config
 
     data = run.data
     if data.task is not None:

@@ -32,9 +32,10 @@ def command(
     from plait.evaluation.batching import Batches
     from plait.evaluation.frontier import Grid, frontier, records
     from plait.evaluation.subject import open_subject
+    from plait.files.writing import write_json
+    from plait.provenance import provenance
     from plait.report.figures_page import write_figures_page
     from plait.report.frontier import figures
-    from plait.runs.checkpoint import write_json
 
     grid = Grid(_names(policies), _shares(budgets), _names(tasks), integers(lengths, "lengths"), limit)
     folder = out or Path("runs") / "frontier"
@@ -48,7 +49,8 @@ def command(
         + [_share(value) for value in (p.prefill, p.decode, p.held)]
         for p in points
     ]
-    write_json(folder / "frontier.json", {"model": subject.name, "points": records(points)})
+    found = {"model": subject.name, "points": records(points), **provenance()}
+    write_json(folder / "frontier.json", found)
     page = write_figures_page(
         folder / "frontier.html",
         f"Policies on {subject.name}",
@@ -61,7 +63,7 @@ def command(
         right=(2, 3, 6, 7, 8),
     )
     if as_json:
-        print_json({"model": subject.name, "points": records(points), "page": str(page)})
+        print_json({**found, "page": str(page)})
         return
     for task in dict.fromkeys(point.task for point in points):
         say(task)

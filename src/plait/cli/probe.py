@@ -108,10 +108,11 @@ def _questions(subject: Subject, text: Path | None, length: int, samples: int, s
 def _report(
     name: str, measured: Probe, masked: list[dict[str, Any]], out: Path, shown: int | None, as_json: bool
 ) -> None:
-    from plait.runs.checkpoint import write_json
+    from plait.files.writing import write_json
+    from plait.provenance import provenance
 
     table, sentence = measured.table(), measured.sentence()
-    record = {"probe": name, "sentence": sentence, "table": table.to_dict("records"), "masked": masked}
+    record = {"probe": name, "sentence": sentence, "table": table.to_dict("records"), "masked": masked, **provenance()}
     file = out if out.suffix in (".csv", ".json") else out / "table.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".json":

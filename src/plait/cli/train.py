@@ -61,9 +61,9 @@ def command(
 
 def _result(run: RunConfig, folder: Path, again: bool, init_from: str | None) -> dict[str, Any] | None:
     """The kept result of a finished run, or that of a run trained and measured now; None in all processes but one."""
-    from plait.runs.checkpoint import write_json
+    from plait.files.locks import sole_writer
+    from plait.files.writing import write_json
     from plait.runs.folder import RESULT_FILE, kept_result
-    from plait.storage.locks import sole_writer
 
     first = int(os.environ.get("RANK", 0)) == 0  # set by torchrun and accelerate
     with sole_writer(folder, "plait train") if first else nullcontext():

@@ -18,8 +18,9 @@ from torch.utils.data import Dataset
 
 from plait.data.packing import collate
 from plait.errors import TrainingError
+from plait.files.writing import PARTIAL, clean, publish_folder, read_back, write_json
 from plait.models.alignment import aligned
-from plait.runs.checkpoint import PARTIAL, clean, newest_whole, publish_folder, read_json, rotate, write_json
+from plait.runs.checkpoint import newest_whole, rotate
 from plait.runs.config import TrainingSection
 from plait.runs.metrics import MetricsFile
 from plait.training.optimiser import build_optimiser, rate_factor
@@ -181,4 +182,4 @@ def _restore(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimize
     for state in states["state"].values():
         state.update({key: aligned(value) for key, value in state.items() if isinstance(value, Tensor)})
     optimiser.load_state_dict(states)
-    return Spent(**read_json(checkpoint / _STATE))
+    return Spent(**read_back(checkpoint / _STATE))

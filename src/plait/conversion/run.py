@@ -24,12 +24,13 @@ from plait.data import build
 from plait.data.folders import remove_leftovers
 from plait.errors import OptionError, TrainingError, nearest
 from plait.evaluation.subject import fingerprint, open_model
+from plait.files.locks import LOCK, OWNER, sole_writer
+from plait.files.manifest import MANIFEST, fault, seal
+from plait.files.writing import PARTIAL, clean, read_back, write_json
 from plait.models.checkpoints.folders import copy_tokenizer, find_folder
-from plait.runs.checkpoint import PARTIAL, clean, read_json, write_json
+from plait.provenance import provenance
 from plait.runs.config import DataSection
-from plait.runs.folder import model_folder, read_run_file, versions
-from plait.storage.locks import LOCK, OWNER, sole_writer
-from plait.storage.manifest import MANIFEST, fault, seal
+from plait.runs.folder import model_folder, read_run_file
 from plait.training.runner import quiet
 
 #: File of a converted model's folder that says how it was made.
@@ -145,7 +146,7 @@ def convert(
                     f"The model in {folder} is damaged, or was changed: {wrong}. Delete {folder / REPORT}, and the "
                     "same command writes it again from its last stage."
                 )
-            return Conversion(folder, read_json(folder / REPORT))
+            return Conversion(folder, read_back(folder / REPORT))
         clean(folder, f"**/{PARTIAL}*")
         remove_leftovers(folder / _DATA)
         bundle = build(section, folder / _DATA, seed, tokens)  # type: ignore[arg-type]
@@ -179,7 +180,7 @@ def convert(
             "stages": pipeline.records,
             "seconds": sum(record["seconds"] for record in pipeline.records),
             "last_call_seconds": time.perf_counter() - began,
-            "versions": versions(),
+            **provenance(),
         }
         write_json(folder / REPORT, report, sealed=True)
         return Conversion(folder, report)
@@ -216,7 +217,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Make ``folder`` this conversion's, or check that it already is."""
     path = folder / _SETTINGS
     if path.exists():
-        old = read_json(path)
+        old = read_back(path)
         differ = sorted(key for key in settings if old.get(key) != settings[key])
         if differ:
             raise TrainingError(

@@ -18,10 +18,11 @@ from plait.conversion.selection import Selection, importance, most_important
 from plait.conversion.student import attention_options, build_student, converted_layers, joined, select_trained
 from plait.data import DataBundle
 from plait.errors import OptionError, TrainingError
+from plait.files.manifest import fault
+from plait.files.writing import PARTIAL, publish_folder, read_back, remove_folder, write_json
 from plait.models import PlaitForCausalLM
 from plait.models.alignment import align_weights
-from plait.runs.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, remove_folder, write_json
-from plait.storage.manifest import fault
+from plait.runs.checkpoint import checkpoints
 
 FINISHED, MODEL = "finished.json", "model"
 
@@ -77,7 +78,7 @@ class Pipeline:
                 self.announce(f"{name}: done before")
             else:
                 self._begin(name, folder, scores)
-            record = read_json(folder / FINISHED)
+            record = read_back(folder / FINISHED)
             self.records.append(record)
             self.kept, scores = record["kept"], record["after"] or scores
             self.importance = record.get("importance", self.importance)
@@ -104,7 +105,7 @@ class Pipeline:
         path = self.folder / "teacher.json"
         if not path.exists():
             write_json(path, self._measure(self.teacher), sealed=True)
-        self.teacher_scores = read_json(path)
+        self.teacher_scores = read_back(path)
         self.announce(f"teacher: {summary(self.teacher_scores)}")
         return self.teacher_scores
 
@@ -158,7 +159,7 @@ class Pipeline:
     def _sweep(self, folder: Path) -> list[dict[str, float]]:
         """Recall and language of the teacher with one layer replaced, for each layer."""
         path = folder / "sweep.json"
-        done: list[dict[str, float]] = read_json(path)["layers"] if path.exists() else []
+        done: list[dict[str, float]] = read_back(path)["layers"] if path.exists() else []
         layers = range(len(self.teacher.model.layers))
         for index in layers[len(done) :]:
             others = [other for other in layers if other != index]

@@ -23,8 +23,8 @@ from plait.data.corpus import Corpus, Document
 from plait.data.folders import only_writer, write_folder
 from plait.data.order import stable_hash
 from plait.errors import DataError, OptionError, nearest
+from plait.files.manifest import fault, seal
 from plait.models.tokenizer import open_tokenizer
-from plait.storage.manifest import fault, seal
 
 _log = logging.getLogger("plait")
 

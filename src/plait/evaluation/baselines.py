@@ -15,7 +15,7 @@ from plait.data.byte_ngrams import ByteNgrams, choose_length
 from plait.data.order import stable_hash
 from plait.data.packing import IGNORED, TokenDataset
 from plait.data.tokenizers import limited, token_bytes
-from plait.runs.checkpoint import read_json, write_json
+from plait.files.writing import read_back, write_json
 
 #: Bytes of the training split whose n-grams are counted.
 COUNTED = 1 << 23
@@ -61,7 +61,7 @@ def text_baselines(data: TextData, dataset: TokenDataset) -> dict[str, Any]:
     key = stable_hash(json.dumps(asked, sort_keys=True), COUNTED, _VERSION)
     path = data.folder / f"baselines-{key:016x}.json"
     if path.exists():
-        found: dict[str, Any] = read_json(path)
+        found: dict[str, Any] = read_back(path)
         return found
     windows = measured_windows(data, dataset)
     result = {**compressed(windows.predicted), "ngram": _ngram(data, windows)}

@@ -130,10 +130,10 @@ def records(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 def _work(report: Any, path: Path) -> dict[str, float | None]:
     """What the policy did, kept beside the result so that a second call knows it too."""
-    from plait.runs.checkpoint import read_json, write_json
+    from plait.files.writing import read_back, write_json
 
     if not report.dense_pairs and path.exists():  # the result was there already: nothing ran
-        found = read_json(path)
+        found = read_back(path)
         if not isinstance(found, dict) or set(found) != {"prefill", "decode", "held"}:
             raise DataError(f"{path} does not hold what a policy did: delete {path.parent} and measure again.")
         return found

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plait.errors import DataError, TrainingError
-from plait.runs.checkpoint import read_json
+from plait.files.writing import read_back
 
 #: Under ``more`` of a result whose samples depend on the tokenizer: the digest of their texts.
 SAMPLES = "samples_sha256"
@@ -60,7 +60,7 @@ _OTHER = " Delete the run's folder or restore the file."  # what is said of a fi
 
 def _content(path: Path) -> Any:
     try:
-        return read_json(path)
+        return read_back(path)
     except TrainingError as error:
         raise DataError(f"{str(error).partition(';')[0].removesuffix(_OTHER).rstrip('.')}: {_REMEDY}") from None
 

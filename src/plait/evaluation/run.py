@@ -23,9 +23,10 @@ from plait.evaluation.recall import check_settings, recall
 from plait.evaluation.session import scored
 from plait.evaluation.subject import Subject, open_model
 from plait.evaluation.suites import Unavailable, asked
+from plait.models.architecture import check_architecture
+from plait.provenance import provenance
 from plait.runs.config import DataSection, EvaluateSection, RunConfig
-from plait.runs.folder import DATA_FOLDER, versions
-from plait.training.architecture import check_architecture
+from plait.runs.folder import DATA_FOLDER
 from plait.training.runner import train
 
 __all__ = ["evaluate", "open_model", "train_and_evaluate"]
@@ -150,7 +151,7 @@ def train_and_evaluate(
 
     Returns:
         ``config`` (resolved), ``evaluation`` (:func:`evaluate`), ``train`` (``losses`` as [step, loss], ``seconds``,
-        ``tokens``), ``versions`` and ``seed``; ready for JSON.
+        ``tokens``), ``versions``, ``machine``, ``commit`` and ``seed``; ready for JSON.
 
     Raises:
         OptionError: the evaluation does not fit the run; found before training.
@@ -172,6 +173,6 @@ def train_and_evaluate(
             "seconds": result.seconds,
             "tokens": result.tokens,
         },
-        "versions": versions(),
+        **provenance(),
         "seed": config.seed,
     }

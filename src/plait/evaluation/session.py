@@ -17,9 +17,10 @@ from plait.evaluation.measurements import Advance, Measurement
 from plait.evaluation.progress import Bar
 from plait.evaluation.results import read_result
 from plait.evaluation.subject import Subject, measurement_key
-from plait.runs.checkpoint import clean, write_json
-from plait.runs.folder import RUN_FILE, versions
-from plait.storage.locks import sole_writer
+from plait.files.locks import sole_writer
+from plait.files.writing import clean, write_json
+from plait.provenance import provenance
+from plait.runs.folder import RUN_FILE
 
 _log = logging.getLogger("plait")
 
@@ -47,7 +48,7 @@ def measure(
         title: of the progress; None: the number and name of the measurement.
 
     Yields:
-        ``name``, ``model``, ``fingerprint``, ``spec``, ``seconds``, ``versions`` and the fields of
+        ``name``, ``model``, ``fingerprint``, ``spec``, ``seconds``, what :mod:`plait.provenance` says and the fields of
         :class:`~plait.evaluation.measurements.Score`; of one that failed ``name`` and ``reason``.
 
     Raises:
@@ -111,7 +112,7 @@ def scored(
         "spec": measurement.spec,
         **dataclasses.asdict(score),
         "seconds": time.perf_counter() - start,
-        "versions": versions(),
+        **provenance(),
     }
 
 

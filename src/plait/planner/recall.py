@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from plait.errors import DataError
 from plait.files import read_text
-from plait.study.summary import StudySummary
+from plait.statistics.interval import Interval
 
 #: RULER averages of the 1.3B models of 2507.06457, which place one full layer in every R. RetNet's and HGRN's are not
 #: printed ("near zero"), nor are those of the 340M models.
@@ -73,6 +74,24 @@ class RecallTable:
         return self.rows.get((mixer, ratio, placement))
 
 
+class _Configuration(BaseModel):
+    """What the planner reads of a configuration in a study's ``report.json``; the file holds more."""
+
+    mixer: str
+    ratio: str
+    placement: str
+    parameters: dict[str, int]
+    metrics: dict[str, Interval]
+    fields: dict[str, Any] = {}
+
+
+class _StudyReport(BaseModel):
+    """What the planner reads of a study's ``report.json``."""
+
+    name: str
+    configurations: list[_Configuration]
+
+
 def published(layers: int, hidden_size: int) -> RecallTable:
     """The paper's figures, for its own shape; empty for any other, since recall depends on size."""
     if (layers, hidden_size) != (24, PAPER_HIDDEN_SIZE):
@@ -98,19 +117,21 @@ def of_study(path: Path) -> RecallTable:
         raise DataError(f"There is no file {path}: give the report.json of a finished study.")
     content = read_text(path)
     try:
-        summary = StudySummary.model_validate_json(content)
+        study = _StudyReport.model_validate_json(content)
     except ValidationError as error:
         raise DataError(f"{path} is not the report.json of a study: {error.errors()[0]['msg']}.") from None
     rows = {}
-    for one in summary.configurations:
-        others = set(one.fields) - {"model.placement"}
-        if others or "recall" not in one.metrics:  # a further axis of the grid makes it another model
+    for configuration in study.configurations:
+        others = set(configuration.fields) - {"model.placement"}
+        if others or "recall" not in configuration.metrics:  # a further axis of the grid makes it another model
             continue
-        recall = one.metrics["recall"]
+        recall = configuration.metrics["recall"]
         interval = (None, None) if recall.over == "none" else (recall.low, recall.high)
-        placement = None if one.ratio in ("pure", "full") else one.placement
-        rows[one.mixer, one.ratio, placement] = Recall(recall.mean, f"study {summary.name}", *interval)
+        placement = None if configuration.ratio in ("pure", "full") else configuration.placement
+        rows[configuration.mixer, configuration.ratio, placement] = Recall(
+            recall.mean, f"study {study.name}", *interval
+        )
     if not rows:
-        raise DataError(f"{path}: the study {summary.name!r} measured no recall; it needs a track of kind recall.")
-    size = max(max(one.parameters.values(), default=0) for one in summary.configurations)
-    return RecallTable(rows, f"recall that study {summary.name!r} measured on models of up to {size:,} parameters")
+        raise DataError(f"{path}: the study {study.name!r} measured no recall; it needs a track of kind recall.")
+    size = max(max(configuration.parameters.values(), default=0) for configuration in study.configurations)
+    return RecallTable(rows, f"recall that study {study.name!r} measured on models of up to {size:,} parameters")

@@ -7,10 +7,10 @@ from pathlib import Path
 import yaml
 
 from plait.drawing.style import DASHES, SYMBOLS, mixer_styles
+from plait.files.writing import write_json
 from plait.report import labels
 from plait.report.offline import fill
 from plait.report.scaling_charts import WORDS, law_chart
-from plait.runs.checkpoint import write_json
 from plait.study.scaling import table
 from plait.study.scaling.summary import ScalingSummary
 

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from plait import catalog
 from plait.errors import nearest
 from plait.files import quoted
+from plait.names import Name
 from plait.sections import (
     DEEPEST,
     Depth,
@@ -22,7 +23,6 @@ from plait.sections import (
     read_yaml,
     validated,
 )
-from plait.storage.names import Name
 
 #: Longest context that decoding is timed at: 16 million tokens, more than any model was ever given.
 _LONGEST_CONTEXT = 2**24

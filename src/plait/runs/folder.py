@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from plait.errors import TrainingError
+from plait.files.manifest import fault
+from plait.files.writing import read_back, write_json
 from plait.fixtures import PREFIX, fixture_folder
-from plait.runs.checkpoint import checkpoints, read_json, step_of, write_json
+from plait.provenance import provenance
+from plait.runs.checkpoint import checkpoints, step_of
 from plait.runs.config import RunConfig
 from plait.sections import validated
-from plait.storage.manifest import fault
 
 _log = logging.getLogger("plait")
 
@@ -88,7 +89,7 @@ def claim(
 
 def _checked(folder: Path, config: RunConfig, init_from: dict[str, str] | None) -> Claim:
     """What the folder records, if it is this run's."""
-    begun = read_json(folder / RUN_FILE)
+    begun = read_back(folder / RUN_FILE)
     old = dict(flat(begun["config"]))
     new = dict(flat(config.model_dump(mode="json")))
     keys = sorted(key for key in old.keys() | new.keys() if _binding(key) and old.get(key) != new.get(key))
@@ -120,7 +121,7 @@ def steps_done(folder: Path) -> int:
     """Optimiser steps whose outcome a run's folder keeps."""
     steps = [step_of(path) for path in checkpoints(folder)]
     if (folder / FINISHED_FILE).exists():
-        steps.append(read_json(folder / FINISHED_FILE)["steps"])
+        steps.append(read_back(folder / FINISHED_FILE)["steps"])
     return max(steps, default=0)
 
 
@@ -139,7 +140,7 @@ def kept_result(folder: Path, config: RunConfig) -> dict[str, Any] | None:
         return None
     claim(folder, config, rows=0, write=False)
     try:
-        steps, result = read_json(folder / FINISHED_FILE)["steps"], read_json(folder / RESULT_FILE)
+        steps, result = read_back(folder / FINISHED_FILE)["steps"], read_back(folder / RESULT_FILE)
     except TrainingError as error:
         _log.warning("%s. The run is measured again.", str(error).partition(";")[0])
         return None
@@ -153,7 +154,7 @@ def kept_result(folder: Path, config: RunConfig) -> dict[str, Any] | None:
 
 def write_run_file(folder: Path, config: RunConfig, recorded: Claim | None = None) -> None:
     """Write the resolved configuration, the versions that it runs with, and in a run's folder what it records."""
-    content: dict[str, Any] = {"config": config.model_dump(mode="json"), "versions": versions()}
+    content: dict[str, Any] = {"config": config.model_dump(mode="json"), **provenance()}
     if recorded is not None:
         content["rows_per_step"] = recorded.rows
         if recorded.init_from is not None:
@@ -166,7 +167,7 @@ def write_run_file(folder: Path, config: RunConfig, recorded: Claim | None = Non
 def read_run_file(folder: Path) -> RunConfig | None:
     """The configuration of a run's folder or of a model saved by one; None when there is none."""
     path = folder / RUN_FILE
-    return validated(RunConfig, read_json(path)["config"], str(path)) if path.exists() else None
+    return validated(RunConfig, read_back(path)["config"], str(path)) if path.exists() else None
 
 
 def model_folder(path: str) -> str:
@@ -186,11 +187,6 @@ def model_folder(path: str) -> str:
     saved = checkpoints(folder)
     fix = f"use its last checkpoint, {saved[-1]}, or train it to the end" if saved else "train it to the end"
     raise TrainingError(f"The run in {folder} has not finished: {fix}.")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a run's numbers."""
-    return {name: version(name) for name in ("plait", "torch", "transformers", "accelerate", "tokenizers", "numpy")}
 
 
 def _binding(key: str) -> bool:

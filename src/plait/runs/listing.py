@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import OptionError, PlaitError
-from plait.runs.checkpoint import checkpoints, read_json
+from plait.files.locks import in_use
+from plait.files.manifest import fault
+from plait.files.writing import read_back
+from plait.runs.checkpoint import checkpoints
 from plait.runs.folder import FINISHED_FILE, MODEL_FOLDER, RESULT_FILE, RUN_FILE, flat, steps_done
 from plait.runs.metrics import losses, read_metrics
-from plait.storage.locks import in_use
-from plait.storage.manifest import fault
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def summarise(folder: Path, *, verify: bool = False) -> RunSummary:
         raise OptionError(f"{folder} holds no run: it has no {RUN_FILE}.")
     known: dict[str, Any] = {"name": folder.resolve().name, "folder": str(folder)}
     try:
-        config = read_json(folder / RUN_FILE)["config"]
+        config = read_back(folder / RUN_FILE)["config"]
         known |= {"config": config, "total": config["training"]["steps"], "model": describe(config["model"])}
         known |= _progress(folder)
         return RunSummary(**known, **_state(folder, known["total"], verify))
@@ -110,10 +111,10 @@ def _progress(folder: Path) -> dict[str, Any]:
     logged = losses(folder)
     found: dict[str, Any] = {"steps": steps_done(folder), "loss": logged[-1][1] if logged else None}
     if (folder / FINISHED_FILE).exists():
-        done = read_json(folder / FINISHED_FILE)
+        done = read_back(folder / FINISHED_FILE)
         found |= {"tokens": done["tokens"], "seconds": done["seconds"]}
     if (folder / RESULT_FILE).exists():
-        evaluation = read_json(folder / RESULT_FILE)["evaluation"]
+        evaluation = read_back(folder / RESULT_FILE)["evaluation"]
         accuracies = [setting["accuracy"] for setting in evaluation["mqar"]]
         found["bits_per_byte"] = evaluation["lm"]["bits_per_byte"] if evaluation["lm"] else None
         found["recall"] = sum(accuracies) / len(accuracies) if accuracies else None
@@ -124,7 +125,7 @@ def _state(folder: Path, total: int, verify: bool) -> dict[str, Any]:
     if in_use(folder):
         records = read_metrics(folder)
         return {"state": "running", **({"why": f"at step {records[-1]['step']:,}"} if records else {})}
-    if (folder / FINISHED_FILE).exists() and read_json(folder / FINISHED_FILE)["steps"] >= total:
+    if (folder / FINISHED_FILE).exists() and read_back(folder / FINISHED_FILE)["steps"] >= total:
         model = folder / MODEL_FOLDER
         wrong = fault(model, content=verify) if model.exists() else "it is missing"
         return {"state": "damaged", "why": f"model: {wrong}"} if wrong else {"state": "finished"}

@@ -6,21 +6,19 @@ import warnings
 from types import TracebackType
 from typing import Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from plait.errors import OptionError
-from plait.mixers.state import LayerState
 from plait.models import PlaitForCausalLM, PlaitModel
-from plait.runtime.attachment import Attachment, enter, entered, leave
-from plait.runtime.call import Call, Forward, LayerInfo, ModelInfo, Scoring
-from plait.runtime.dense import Dense
-from plait.runtime.meter import Meter, Report
+from plait.runtime.attachment import Attachment, enter, leave
+from plait.runtime.call import ModelInfo
+from plait.runtime.plait_hooks import PlaitAttachment
 from plait.runtime.policy import Policy
-from plait.runtime.rope import Rope
+from plait.runtime.running import Running
+from plait.runtime.transformers_hooks import TransformersAttachment
 
 
-class Applied:
+class Applied(Running):
     """A policy on a model, in force inside a ``with`` block.
 
     Args:
@@ -31,31 +29,10 @@ class Applied:
     """
 
     def __init__(self, model: nn.Module, policy: Policy, name: str, *, reference: bool = False) -> None:
-        self.model = model
-        self.policy = policy
-        self.name = name
-        self.reference = reference
-        self.meter = Meter()
-        self.info: ModelInfo | None = None
+        super().__init__(model, policy, name, reference=reference)
         #: Where it meets the model, while it is in force.
         self.attachment: Attachment | None = None
-        #: Passes that ran under it.
-        self.passes = 0
-        #: Whether the model is only being looked at.
-        self.tries = False
-        self._dense = Dense()
         self._without = 0
-
-    @property
-    def applied(self) -> bool:
-        """Whether the policy is in force in the calling thread."""
-        return entered(self)
-
-    @property
-    def takes_drafts(self) -> bool:
-        """Whether tokens that are checked several at a time and taken back change nothing."""
-        layers = () if self.info is None else self.info.layers
-        return self.policy.any_split and all(layer.window is None for layer in layers)
 
     def __enter__(self) -> Self:
         """Apply the policy.
@@ -103,104 +80,9 @@ class Applied:
                 f"Policy {self.name!r} would do nothing in the {len(info.layers)} layers of this {info.name}: {reason}."
             )
 
-    def report(self) -> Report:
-        """What the policy has done so far."""
-        layers = () if self.info is None else self.info.layers
-        served = tuple(layer.index for layer in layers if self.policy.serves(layer))
-        return Report.of(self.meter, self.name, served)
-
-    def reset_report(self) -> None:
-        """Count from zero again."""
-        self.meter = Meter()
-
-    def policy_of(self, layer: LayerInfo) -> Policy:
-        """The policy that serves a layer."""
-        return self.policy if self.policy.serves(layer) else self._dense
-
-    def new_state(self, layer: LayerInfo) -> LayerState:
-        """Empty memory of a layer."""
-        return self.policy_of(layer).new_state(layer)
-
-    def attend(
-        self,
-        layer: LayerInfo,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        forward: Forward,
-        scoring: Scoring,
-        state: LayerState | None,
-        hidden: Tensor | None = None,
-        rope: Rope | None = None,
-    ) -> Tensor:
-        """One layer's attention under the policy.
-
-        Args:
-            layer: which one.
-            q, k, v: ``(B, heads, T, D)`` of the new tokens, as the caller has them.
-            forward: where real tokens stand.
-            scoring: how logits are made.
-            state: the layer's memory; None where nothing is cached.
-            hidden: ``(B, T, d)`` the layer's input.
-            rope: turns keys to other positions.
-
-        Returns:
-            ``(B, H, T, Dv)``, zero at padding.
-        """
-        length = q.shape[2]
-        own_q, own_k, own_v = (forward.inward(x) for x in (q, k, v))
-        new = own_q.shape[2]
-        if new == 0:  # padding only
-            return v.new_zeros(*q.shape[:3], v.shape[-1])
-        positions = forward.past[:, None] + torch.arange(new, device=q.device)
-        if forward.order is not None:
-            hidden = None if hidden is None else forward.inward(hidden[:, None])[:, 0]
-            rope = None if rope is None else rope.arranged(forward.inward, q.shape[0])
-        cached = state is not None
-        call = Call(
-            layer=layer,
-            q=own_q,
-            k=own_k,
-            v=own_v,
-            positions=positions,
-            scoring=scoring,
-            state=self.new_state(layer) if state is None else state,
-            forward=forward,
-            meter=self.meter,
-            reference=self.reference,
-            hidden=hidden,
-            rope=rope,
-        )
-        o = self.policy_of(layer).attend(call)
-        self._count_dense(call)
-        if cached:
-            self._count_bytes(call)
-        return forward.outward(o, length)
-
-    def _count_dense(self, call: Call) -> None:
-        """What dense attention would have scored."""
-        window = call.layer.window
-        seen = call.positions + 1
-        seen = seen if window is None else seen.clamp(max=window)
-        real = call.real
-        total = (seen if real is None else seen * real).sum()
-        call.count(dense_pairs=total * call.layer.query_heads)
-
-    def _count_bytes(self, call: Call) -> None:
-        layer = call.layer
-        held = int(call.last_positions.max()) + 1
-        held = call.q.shape[0] * (held if layer.window is None else min(held, layer.window - 1))
-        width = layer.kv_heads * (layer.key_dim + layer.value_dim) * call.k.element_size()
-        self.meter.bytes_held[layer.index] = call.state.bytes()
-        self.meter.bytes_held_dense[layer.index] = held * width
-
 
 def _kind(model: nn.Module) -> type[Attachment]:
     """What ties policies to such a model."""
     if isinstance(model, (PlaitForCausalLM, PlaitModel)):
-        from plait.runtime.plait_hooks import PlaitAttachment
-
         return PlaitAttachment
-    from plait.runtime.transformers_hooks import TransformersAttachment
-
     return TransformersAttachment

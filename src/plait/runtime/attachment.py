@@ -10,20 +10,16 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from plait.errors import OptionError
 from plait.runtime.call import ModelInfo
+from plait.runtime.dense import Dense
+from plait.runtime.running import Running, entered
 
-if TYPE_CHECKING:
-    from plait.runtime.applied import Applied
-
-#: Policies that this thread or task has entered, the outermost first.
-_entered: ContextVar[tuple[Applied, ...]] = ContextVar("plait_policies", default=())
 #: Held while a model is changed.
 _lock = threading.RLock()
 
@@ -40,7 +36,7 @@ class Attachment(ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.users: list[Applied] = []
+        self.users: list[Running] = []
         #: Passes that ran under no policy while one was in force.
         self.passes_without = 0
 
@@ -61,10 +57,10 @@ class Attachment(ABC):
     def detach(self) -> None:
         """Undo :meth:`attach`."""
 
-    def current(self) -> Applied | None:
+    def current(self) -> Running | None:
         """The policy that the calling thread runs under."""
-        for applied in reversed(_entered.get()):
-            if applied.attachment is self:
+        for applied, attachment in reversed(entered.get()):
+            if attachment is self:
                 return applied
         if self.users and _on_a_device_thread():
             raise OptionError(
@@ -73,7 +69,7 @@ class Attachment(ABC):
             )
         return None
 
-    def drafts_refusal(self, applied: Applied) -> OptionError:
+    def drafts_refusal(self, applied: Running) -> OptionError:
         """Why generation from drafts does not begin."""
         return OptionError(
             f"Policy {applied.name!r} on {type(self.model).__name__} does not generate from drafts (prompt lookup, "
@@ -89,7 +85,7 @@ class Attachment(ABC):
         """
         model: Any = self.model
 
-        def guard(name: str, refusal: Callable[[Applied], OptionError | None]) -> None:
+        def guard(name: str, refusal: Callable[[Running], OptionError | None]) -> None:
             method = getattr(model, name, None)
             if method is None:
                 return
@@ -123,7 +119,7 @@ class Attachment(ABC):
             )
 
 
-def enter(applied: Applied, kind: type[Attachment]) -> Attachment:
+def enter(applied: Running, kind: type[Attachment]) -> Attachment:
     """Put a policy in force in this thread.
 
     Args:
@@ -139,37 +135,29 @@ def enter(applied: Applied, kind: type[Attachment]) -> Attachment:
             attachment = kind(applied.model)
             attachment.attach()
         attachment.users.append(applied)
-    _entered.set((*_entered.get(), applied))
+    entered.set((*entered.get(), (applied, attachment)))
     return attachment
 
 
-def leave(applied: Applied, attachment: Attachment) -> None:
+def leave(applied: Running, attachment: Attachment) -> None:
     """Take a policy out of force; with its last policy the model is as before."""
     with _lock:
         attachment.users.remove(applied)
         if not attachment.users:
             attachment.detach()
-    _entered.set(tuple(other for other in _entered.get() if other is not applied))
+    entered.set(tuple(pair for pair in entered.get() if pair[0] is not applied))
 
 
 @contextmanager
 def trial(attachment: Attachment) -> Iterator[None]:
     """Dense attention as the calling thread's policy, while a model is looked at."""
-    from plait.runtime.applied import Applied
-    from plait.runtime.dense import Dense
-
-    applied = Applied(attachment.model, Dense(), "dense")
-    applied.attachment, applied.tries = attachment, True
-    token = _entered.set((*_entered.get(), applied))
+    applied = Running(attachment.model, Dense(), "dense")
+    applied.tries = True
+    token = entered.set((*entered.get(), (applied, attachment)))
     try:
         yield
     finally:
-        _entered.reset(token)
-
-
-def entered(applied: Applied) -> bool:
-    """Whether the calling thread has entered a policy and not left it."""
-    return any(other is applied for other in _entered.get())
+        entered.reset(token)
 
 
 def _on_a_device_thread() -> bool:

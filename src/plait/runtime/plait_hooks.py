@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,7 @@ from plait.mixers.context import Context
 from plait.mixers.state import KeyValues, LayerState, Segment
 from plait.runtime.attachment import Attachment
 from plait.runtime.call import Forward, LayerInfo, ModelInfo, Scoring
-
-if TYPE_CHECKING:
-    from plait.runtime.applied import Applied
-
+from plait.runtime.running import Running
 
 #: Why policies cannot turn positions here.
 NO_ROTATION = (
@@ -144,7 +141,7 @@ def _put_back(module: nn.Module, forward: Any) -> None:
         module.forward = forward  # type: ignore[method-assign]
 
 
-def _attend(applied: Applied, module: Attention, layer: LayerInfo, x: Tensor, context: Context) -> Tensor:
+def _attend(applied: Running, module: Attention, layer: LayerInfo, x: Tensor, context: Context) -> Tensor:
     """What :meth:`~plait.mixers.attention.Attention.forward` does, with the policy in place of softmax."""
     if context.cu_seqlens is not None:
         raise OptionError("Packed documents are not supported under a policy: pad the batch instead.")
@@ -172,7 +169,7 @@ def _attend(applied: Applied, module: Attention, layer: LayerInfo, x: Tensor, co
     return module.o_proj(o)
 
 
-def _begin(applied: Applied, q: Tensor, layer: LayerInfo, context: Context) -> Forward:
+def _begin(applied: Running, q: Tensor, layer: LayerInfo, context: Context) -> Forward:
     batch, length = q.shape[:2]
     past, slots = torch.zeros(batch, dtype=torch.long, device=q.device), 0
     real = context.real
@@ -184,7 +181,7 @@ def _begin(applied: Applied, q: Tensor, layer: LayerInfo, context: Context) -> F
     return Forward.begin(length, slots, past, bool((past == past[0]).all()), real)
 
 
-def _seen(applied: Applied, state: LayerState, layer: LayerInfo) -> Seen:
+def _seen(applied: Running, state: LayerState, layer: LayerInfo) -> Seen:
     """The counter of a layer; at its first use the policy's memory takes the place of the layer's own."""
     seen = state.segments.get("seen")
     if seen is None:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,7 @@ from plait.runtime.attachment import Attachment, trial
 from plait.runtime.cache import PolicyCache
 from plait.runtime.call import Forward, LayerInfo, ModelInfo, Scoring
 from plait.runtime.rope import Rope
-
-if TYPE_CHECKING:
-    from plait.runtime.applied import Applied
+from plait.runtime.running import Running
 
 #: Name of the attention and mask functions in the registries of transformers.
 NAME = "plait_policy"
@@ -217,7 +215,7 @@ class TransformersAttachment(Attachment):
             raise CacheError(f"Pass {CACHE_NAME} by name, so that the policy can put its own cache there.")
         return args, {**kwargs, name: cache}
 
-    def _cache_for(self, applied: Applied, module: Any, given: Any, use_cache: bool | None) -> PolicyCache | None:
+    def _cache_for(self, applied: Running, module: Any, given: Any, use_cache: bool | None) -> PolicyCache | None:
         if isinstance(given, PolicyCache):
             if given.owner is not applied:
                 raise CacheError("This cache belongs to another policy: start with a new cache.")
@@ -234,7 +232,7 @@ class TransformersAttachment(Attachment):
         wanted = (module.config.use_cache and not module.training) if use_cache is None else use_cache
         return self.new_cache(applied) if wanted else None
 
-    def new_cache(self, applied: Applied) -> PolicyCache:
+    def new_cache(self, applied: Running) -> PolicyCache:
         """An empty cache."""
         return PolicyCache((applied.new_state(self.layers[i]) for i in sorted(self.layers)), applied)
 

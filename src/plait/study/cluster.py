@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from plait import __version__
 from plait.errors import BackendUnavailable, OptionError, StudyError
 from plait.extras import install_command
+from plait.provenance import versions
 from plait.runs import metrics
 from plait.study.cluster_needs import Machine, check_needs, fits_one_machine
 from plait.study.cluster_node import Launch, Message, Order, check_machine, place, supervise
@@ -335,7 +335,7 @@ class _Run:
             storage=self.storage.url if self.storage is not None else None,
             cwd=str(Path.cwd()),
             threads=trial.resources.cpus,
-            version=__version__,
+            version=versions()["plait"],
         )
 
 

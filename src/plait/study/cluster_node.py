@@ -24,10 +24,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from plait import __version__
 from plait.errors import StudyError
+from plait.files.writing import write_json
+from plait.provenance import versions
 from plait.runs import metrics
-from plait.runs.checkpoint import write_json
 from plait.study.cluster_storage import Lease, Storage, newest
 from plait.study.gang import SIGNAL_STATUS
 from plait.study.runner import GRACE, WORKER_LOG, how_a_process_ended, last_line, worker_environment
@@ -94,8 +94,9 @@ def check_machine(order: Order) -> None:
         StudyError: another version of plait, or the folder is not visible from here.
     """
     here = socket.gethostname()
-    if __version__ != order.version:
-        raise StudyError(f"Machine {here} has plait {__version__} and this one {order.version}; install the same.")
+    version = versions()["plait"]
+    if version != order.version:
+        raise StudyError(f"Machine {here} has plait {version} and this one {order.version}; install the same.")
     if order.storage is not None:
         Storage(order.storage)
     elif not (Path(order.folder) / STUDY).is_file():

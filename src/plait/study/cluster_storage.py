@@ -29,8 +29,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from plait.errors import OptionError, StudyError
+from plait.files.writing import PARTIAL
 from plait.runs import metrics
-from plait.runs.checkpoint import PARTIAL, checkpoints
+from plait.runs.checkpoint import checkpoints
 from plait.runs.folder import FINISHED_FILE, MODEL_FOLDER, RUN_FILE
 from plait.study.store import CONFIG, ERROR, LOG, RESULT
 

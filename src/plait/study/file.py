@@ -10,8 +10,8 @@ from pydantic import Field
 
 from plait.catalog import names
 from plait.errors import OptionError, nearest
+from plait.names import Name
 from plait.sections import Positive, Strict, read_yaml, validated
-from plait.storage.names import Name
 from plait.study.resources import Resources
 
 #: Short names of grid axes.

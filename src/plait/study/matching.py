@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from plait.errors import OptionError
+from plait.models.architecture import Architecture
 from plait.runs.config import DataSection, ModelSection, RunConfig
-from plait.study.architecture import Architecture
 
 #: How far a model's parameters may be from the full-attention model's.
 TOLERANCE = 0.01

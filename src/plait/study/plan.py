@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import OptionError
+from plait.models.architecture import Architecture
 from plait.planner.devices import Device
 from plait.planner.footprint import Footprints, TrainingSetting
 from plait.planner.memory import TrainingMemory, training_memory
 from plait.runs.config import DataSection
-from plait.study.architecture import Architecture
 from plait.study.file import StudyFile
 from plait.study.trials import Trial
 

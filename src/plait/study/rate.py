@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import time
 from dataclasses import dataclass
@@ -11,12 +10,14 @@ from pathlib import Path
 
 import torch
 
+from plait import provenance
 from plait.data.order import stable_hash
+from plait.devices import default_device, memory_bytes
+from plait.files.writing import read_back, write_json
 from plait.models import PlaitForCausalLM
+from plait.models.architecture import Architecture
 from plait.planner.devices import Device
-from plait.runs.checkpoint import read_json, write_json
 from plait.runs.config import DataSection, ModelSection, RunConfig
-from plait.study.architecture import Architecture
 
 #: The tiny trial: sequences and tokens of a step, and steps that are timed after the first two.
 BATCH, LENGTH, STEPS = 8, 128, 6
@@ -48,11 +49,11 @@ def this_machine(folder: Path | None = None) -> Device:
         folder: where measured rates are kept; None: ``plait`` in the user's cache folder.
     """
     folder = folder or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plait"
-    where = _accelerator()
-    machine = fingerprint(where)
+    where = default_device()
+    machine = fingerprint()
     path = folder / f"rate-{stable_hash(machine, _VERSION):016x}.json"
     if path.exists():
-        rate = Rate(**read_json(path))
+        rate = Rate(**read_back(path))
     else:
         rate = measure(where, machine)
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,10 +62,7 @@ def this_machine(folder: Path | None = None) -> Device:
         f"measured on {rate.measured} by {STEPS} training steps of {rate.parameters:,} parameters, {BATCH} x {LENGTH} "
         "tokens; larger models usually come nearer to the machine's peak, and several trials at a time share it"
     )
-    if where.type == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:
-        memory = torch.cuda.get_device_properties(where).total_memory
+    memory = memory_bytes() if where.type == "cpu" else torch.cuda.get_device_properties(where).total_memory
     return Device("this machine", rate.flops, 0.0, memory, source)
 
 
@@ -102,25 +100,9 @@ def step_flops(architecture: Architecture) -> int:
     return per_token + 3 * architecture.mixing_flops(LENGTH) * BATCH
 
 
-def fingerprint(where: torch.device) -> str:
+def fingerprint() -> str:
     """What the rate depends on: processor, cores, threads, accelerator, version of torch."""
-    parts = [platform.system(), platform.machine(), _processor(), f"{os.cpu_count()} cores"]
-    parts += [f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
-    if where.type == "cuda":
-        parts.append(torch.cuda.get_device_name(where))
-    return ", ".join(parts)
-
-
-def _processor() -> str:
-    """The processor's name, which :mod:`platform` does not know on Linux."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
-
-
-def _accelerator() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return f"{provenance.machine()}, torch {torch.__version__}"
 
 
 def _today() -> str:

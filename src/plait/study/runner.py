@@ -39,7 +39,7 @@ def check_models(trials: Sequence[Trial]) -> None:
     Raises:
         OptionError: naming the trial and the option.
     """
-    from plait.training.architecture import build_model_config
+    from plait.models.architecture import build_model_config
 
     seen = set()
     for trial in trials:

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from plait.data.folders import only_writer
 from plait.errors import StudyError, TrainingError
-from plait.runs.checkpoint import DAMAGED, checkpoints, clean, read_json, write_json
+from plait.files.writing import clean, read_back, write_json
+from plait.runs.checkpoint import DAMAGED, checkpoints
 from plait.runs.metrics import read_metrics
 from plait.study.file import StudyFile, parse_study
 from plait.study.trials import Trial, trials
@@ -142,7 +143,7 @@ class Store:
 
 def _read(path: Path) -> Any:
     try:
-        return read_json(path)
+        return read_back(path)
     except OSError as error:
         raise StudyError(f"{path} cannot be read ({error.strerror}).") from None
     except TrainingError as error:

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from plait.models.architecture import Architecture
 from plait.statistics.comparisons import interval, pareto, scaled
 from plait.statistics.interval import Interval
-from plait.study.architecture import Architecture
 from plait.study.claims import paper_claims
 from plait.study.file import StudyFile
 from plait.study.recommend import recommend
@@ -57,7 +57,8 @@ def summarise(folder: Path) -> StudySummary:
         command=record["command"],
         seconds=_busy_seconds(finished),
         versions=finished[0].result["versions"] if finished else {},
-        machine=", ".join(sorted({one.result["machine"] for one in finished})),
+        machine="; ".join(sorted({one.result["machine"] for one in finished})),
+        commit=finished[0].result["commit"] if finished else None,
         tracks={name: track.kind for name, track in study.tracks.items()},
         configurations=configurations,
         pareto=_front(configurations, max(study.contexts)),

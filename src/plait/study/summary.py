@@ -126,6 +126,7 @@ class StudySummary(BaseModel):
     seconds: float
     versions: dict[str, str]
     machine: str
+    commit: str | None = None
     tracks: dict[str, str]
     configurations: list[Configuration]
     pareto: list[str]

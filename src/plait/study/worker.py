@@ -15,7 +15,6 @@ import faulthandler
 import gc
 import json
 import os
-import platform
 import queue
 import signal
 import sys
@@ -42,7 +41,7 @@ def run_trial(store: Store, trial: Trial) -> None:
 
     started = time.time()
     content = train_and_evaluate(trial.config, store.path(trial), data_folder=store.folder / DATA_FOLDER)
-    store.finish(trial, {**content, "started": started, "ended": time.time(), "machine": machine()})
+    store.finish(trial, {**content, "started": started, "ended": time.time()})
 
 
 def attempt(store: Store, trial: Trial) -> dict[str, Any]:
@@ -81,15 +80,6 @@ def _guarded(store: Store, trial: Trial, run: Callable[[Store, Trial], None] = r
         store.fail(trial, line, traceback.format_exc())
         return {"trial": trial.hash, "state": "failed"}
     return {"trial": trial.hash, "state": "done"}
-
-
-def machine() -> str:
-    """What a trial runs on: system, cores, GPU, threads; its speed and its last digits depend on it."""
-    import torch
-
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads per trial"
-    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {cores}{gpu}"
 
 
 @contextlib.contextmanager

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from typing import Any
 
 import torch
 
 from plait import ops
 from plait.errors import BackendUnavailable
+from plait.provenance import provenance
 from plait.timing.ratios import Contender, take_turns
 
 
@@ -73,16 +73,14 @@ def timed_dtype(device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else torch.bfloat16
 
 
-def description(device: str) -> dict[str, str | int]:
+def description(device: str) -> dict[str, Any]:
     """What stands above every table: machine, device, dtype, threads, versions, and plait's backend with its reason."""
     backend, reason = ops.choose(device)
     return {
-        "platform": platform.platform(),
+        **provenance(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "dtype": str(timed_dtype(device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "transformers": version("transformers"),
         "backend": backend,
         "backend_reason": reason,
     }

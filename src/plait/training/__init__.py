@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plait.runs.config import RunConfig, load_run_config
-    from plait.training.architecture import build_model_config
     from plait.training.runner import Interrupted, TrainResult, train
 
-__all__ = ["Interrupted", "RunConfig", "TrainResult", "build_model_config", "load_run_config", "train"]
+__all__ = ["Interrupted", "RunConfig", "TrainResult", "load_run_config", "train"]
 
 _EXPORTS = {
-    "build_model_config": "plait.training.architecture",
     "RunConfig": "plait.runs.config",
     "load_run_config": "plait.runs.config",
     "Interrupted": "plait.training.runner",

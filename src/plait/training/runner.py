@@ -25,27 +25,18 @@ from plait.data import build as build_data
 from plait.data.folders import remove_leftovers
 from plait.devices import default_device
 from plait.errors import OptionError, TrainingError
+from plait.files.locks import sole_writer
+from plait.files.manifest import fault
+from plait.files.writing import PARTIAL, clean, publish_folder, read_back, write_json
 from plait.models import PlaitForCausalLM
+from plait.models.architecture import build_model_config
 from plait.models.heads import AutoencoderForCompression
 from plait.models.pretrained import PlaitPreTrainedModel
 from plait.runs import metrics
-from plait.runs.checkpoint import (
-    PARTIAL,
-    checkpoints,
-    clean,
-    newest_whole,
-    publish_folder,
-    read_json,
-    set_aside,
-    step_of,
-    write_json,
-)
+from plait.runs.checkpoint import checkpoints, newest_whole, set_aside, step_of
 from plait.runs.config import RunConfig, TrainingSection
 from plait.runs.folder import DATA_FOLDER, FINISHED_FILE, MODEL_FOLDER, claim, write_run_file
-from plait.storage.locks import sole_writer
-from plait.storage.manifest import fault
 from plait.training import sharding, warm_start
-from plait.training.architecture import build_model_config
 from plait.training.batches import share
 from plait.training.optimiser import rate_factor
 from plait.training.progress import ProgressCallback
@@ -208,7 +199,7 @@ def _finished(folder: Path, config: RunConfig) -> TrainResult | None:
     path = folder / FINISHED_FILE
     if not path.exists():
         return None
-    result = TrainResult(folder, **read_json(path))
+    result = TrainResult(folder, **read_back(path))
     return result if result.steps >= config.training.steps else None
 
 

@@ -20,8 +20,9 @@ from plait.data.order import stable_hash
 from plait.data.packing import IGNORED, collate
 from plait.data.streaming import StreamedTokens
 from plait.errors import TrainingError
+from plait.files.writing import PARTIAL, publish_folder, read_back, write_json
 from plait.models.loading import SHARDED_FOLDER
-from plait.runs.checkpoint import PARTIAL, checkpoints, publish_folder, read_json, rotate, write_json
+from plait.runs.checkpoint import checkpoints, rotate
 from plait.runs.config import RunConfig, TrainingSection
 from plait.runs.folder import write_run_file
 from plait.runs.metrics import FILE as METRICS
@@ -106,7 +107,7 @@ class PlaitTrainer(Trainer):
         """
         step = 0
         if checkpoint is not None:
-            state = read_json(checkpoint / STATE_FILE)
+            state = read_back(checkpoint / STATE_FILE)
             step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
             self.window_loss, self.window_steps = state["window_loss"], state["window_steps"]
             if isinstance(self.train_dataset, StreamedTokens):
@@ -284,7 +285,7 @@ class PlaitTrainer(Trainer):
         processes, process = self.accelerator.num_processes, self.args.process_index
         if checkpoint is None:
             return
-        if read_json(Path(checkpoint) / STATE_FILE).get("processes", processes) == processes:
+        if read_back(Path(checkpoint) / STATE_FILE).get("processes", processes) == processes:
             super()._load_rng_state(checkpoint)
         else:
             set_seed(stable_hash("resumed", self.args.seed, self.state.global_step, process) % 2**32)

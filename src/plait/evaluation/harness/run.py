@@ -10,7 +10,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait.errors import OptionError
 from plait.extras import install_command
-from plait.runs.folder import versions
+from plait.provenance import provenance
 
 if TYPE_CHECKING:
     from plait.evaluation.harness.model import HarnessModel, Progress
@@ -108,7 +107,7 @@ def run_harness(
         },
         "groups": {name: {"metrics": _metrics(values)} for name, values in results.get("groups", {}).items()},
         "settings": settings,
-        "versions": {**versions(), "lm_eval": version("lm_eval")},
+        **provenance("lm_eval"),
     }
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from plait.errors import OptionError
+from plait.names import Name
 from plait.runs.config import ModelSection
 from plait.sections import Positive, Strict, read_yaml, validated
-from plait.storage.names import Name
 from plait.study.file import Sections, StudyFile, parse_study
 
 #: Name of the one track of a scaling study.

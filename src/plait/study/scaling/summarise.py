@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from plait.errors import DataError, StudyError
-from plait.study.architecture import Architecture
+from plait.models.architecture import Architecture
 from plait.study.scaling.allocation import Spread, exponent_intervals, optimal_allocation
 from plait.study.scaling.envelope import Point, Run, changes, compute_envelope, smoothed
 from plait.study.scaling.file import FitSection, ScalingFile
@@ -75,7 +75,8 @@ def summarise_scaling(scaling: ScalingFile, store: Store) -> ScalingSummary:
         command=record["command"],
         training_seconds=sum(one.result["ended"] - one.result["started"] for one in logged),
         versions=logged[0].result["versions"],
-        machine=", ".join(sorted({one.result["machine"] for one in logged})),
+        machine="; ".join(sorted({one.result["machine"] for one in logged})),
+        commit=logged[0].result["commit"],
         architectures=architectures,
         comparison=_comparison(architectures),
         runs=len(trials),

@@ -106,6 +106,7 @@ class ScalingSummary(BaseModel):
     training_seconds: float
     versions: dict[str, str]
     machine: str
+    commit: str | None = None
     architectures: list[ArchitectureResult]
     comparison: Comparison | None
     runs: int

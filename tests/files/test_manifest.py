@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plait.storage.manifest import MANIFEST, fault, seal
+from plait.files.manifest import MANIFEST, fault, seal
 
 
 @pytest.fixture

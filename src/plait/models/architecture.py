@@ -1,14 +1,16 @@
-"""The model that a run file describes."""
+"""The model that a run file describes, and what it would cost; builds no tensor."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from plait import catalog
+from plait.devices import memory_bytes
 from plait.errors import OptionError, nearest
 from plait.models.configuration import PlaitConfig
+from plait.models.cost import count_parameters, plan_cost
 from plait.models.plan import layer_plan
 from plait.runs.config import RunConfig
 
@@ -61,8 +63,6 @@ def check_architecture(config: RunConfig) -> None:
         OptionError: a ratio, layer type or option that does not fit; a model larger than this machine's memory; a
             context of ``evaluate.decode_contexts`` whose cache is.
     """
-    from plait.models.cost import count_parameters, plan_cost
-
     model = build_model_config(config, vocab_size=256)
     memory = memory_bytes()
     width = model.hidden_size * (model.hidden_size + 3 * model.mlp_size) * len(model.layers())
@@ -81,9 +81,39 @@ def check_architecture(config: RunConfig) -> None:
             )
 
 
-def memory_bytes() -> int:
-    """Memory of this machine, in bytes."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # a system that does not say
-        return 2**50
+@dataclass(frozen=True)
+class Architecture:
+    """The model of a run.
+
+    Args:
+        config: of the model.
+    """
+
+    config: PlaitConfig
+
+    @classmethod
+    def of(cls, run: RunConfig, vocab_size: int = 256) -> Architecture:
+        """The architecture that a run file describes; the vocabulary matters for parameters only."""
+        return cls(build_model_config(run, vocab_size))
+
+    @property
+    def layers(self) -> int:
+        """Depth."""
+        return len(self.config.layers())
+
+    @property
+    def full_layers(self) -> list[int]:
+        """Indices of the full layers: those in which each token sees every earlier one exactly."""
+        return [index for index, spec in enumerate(self.config.layers()) if spec.full]
+
+    def cache_bytes(self, context: int) -> int:
+        """Bytes that one sequence of ``context`` tokens holds while decoding, keys and values in bf16."""
+        return plan_cost(self.config, context).state_bytes
+
+    def mixing_flops(self, length: int) -> int:
+        """Forward FLOPs of token mixing over one sequence, by the accounting of :class:`plait.mixers.base.Cost`."""
+        return plan_cost(self.config, length).flops_prefill
+
+    def parameters(self) -> int:
+        """Of the whole model."""
+        return count_parameters(self.config)

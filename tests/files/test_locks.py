@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from plait.errors import FolderInUse
-from plait.storage.locks import LOCK, OWNER, in_use, sole_writer
+from plait.files.locks import LOCK, OWNER, in_use, sole_writer
 
 HOLDER = (
-    "import sys, time; from pathlib import Path; from plait.storage.locks import sole_writer\n"
+    "import sys, time; from pathlib import Path; from plait.files.locks import sole_writer\n"
     "with sole_writer(Path(sys.argv[1]), 'training'): print('held', flush=True); time.sleep(600)"
 )
 

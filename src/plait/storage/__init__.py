@@ -1,1 +1,0 @@
-"""Folders that many processes write and that must survive kills and damage: hashes, records, locks, names."""
