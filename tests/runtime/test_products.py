@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from plait.mixers.state import LayerState
+from plait.ops import native
 from plait.policies import Call, LayerInfo
+from plait.runtime import compiled
 from plait.runtime import products as products_module
 from plait.runtime.call import Forward, Scoring
 from plait.runtime.meter import Meter
-from plait.runtime.products import band, chosen, masked, packed, packs, paged, probabilities, with_sums
+from plait.runtime.products import (
+    attend_band,
+    attend_masked,
+    attend_pages,
+    attend_with_sums,
+    list_keys,
+    probabilities,
+)
 from plait.runtime.store import Keys
 
 SCORINGS = {
@@ -82,15 +92,6 @@ def check(call: Call, found: Tensor, expected: tuple[Tensor, int]) -> None:
     assert call.meter.pairs(0) == expected[1]
 
 
-@pytest.fixture(params=[2**22, 40], ids=["whole", "parts"])
-def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work done at once, and in the smallest parts."""
-    monkeypatch.setattr(products_module, "ENTRIES", request.param)
-    if request.param == 40:
-        monkeypatch.setattr(products_module, "MIN_BLOCK", 2)
-
-
-@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("scoring", SCORINGS)
 @pytest.mark.parametrize(("window", "sinks"), [(None, 0), (3, 0), (3, 2), (1, 1), (20, 3)])
 @pytest.mark.parametrize(
@@ -108,10 +109,9 @@ def test_band(
 
     for reference in (False, True):
         call = call_of(SCORINGS[scoring], past=past, length=length, lengths=lengths, reference=reference)
-        check(call, band(call, keys, window=window, sinks=sinks), by_hand(call, keys, sees))
+        check(call, attend_band(call, keys, window=window, sinks=sinks), by_hand(call, keys, sees))
 
 
-@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("window", [None, 4])
 def test_band_over_what_an_eviction_left(window: int | None) -> None:
     """Positions differ by head, lengths by row and head; a query's position decides what it sees."""
@@ -125,68 +125,73 @@ def test_band_over_what_an_eviction_left(window: int | None) -> None:
 
     for reference in (False, True):
         call = call_of(SCORINGS["plain"], past=[5, 5], length=4, reference=reference)
-        check(call, band(call, keys, window=window, sinks=1 if window else 0), by_hand(call, keys, sees))
+        check(call, attend_band(call, keys, window=window, sinks=1 if window else 0), by_hand(call, keys, sees))
 
 
-@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("scoring", SCORINGS)
 @pytest.mark.parametrize("owners", [2, 4])
-@pytest.mark.parametrize("lengths", [None, [9, 6]])
-def test_chosen(scoring: str, owners: int, lengths: list[int] | None) -> None:
-    """Blocks of 4 queries over 9 tokens share slots, chosen by kv head or by query head."""
+@pytest.mark.parametrize("page", [1, 4])
+@pytest.mark.parametrize(
+    ("past", "length", "lengths"), [([0, 0], 9, None), ([5, 5], 9, None), ([0, 0], 9, [9, 6]), ([2, 5], 6, None)]
+)
+def test_attend_pages(
+    scoring: str, owners: int, page: int, past: list[int], length: int, lengths: list[int] | None
+) -> None:
+    """Blocks of 4 queries share pages, chosen by kv head or by query head."""
     generator = torch.Generator().manual_seed(3)
-    keys = Keys(random(2, 2, 9, 6, seed=1), random(2, 2, 9, 5, seed=2))
-    index = torch.stack([torch.randperm(9, generator=generator) for _ in range(2 * owners * 3)]).view(2, owners, 3, 9)
-    valid = torch.rand(index.shape, generator=generator) < 0.5
-    valid |= index == 0  # every query sees something
-
-    slots, taken = index.tolist(), valid.tolist()
+    size, blocks = max(past) + length, -(-length // 4)
+    pages = -(-size // page)
+    keys = Keys(random(2, 2, size, 6, seed=1), random(2, 2, size, 5, seed=2))
+    index = torch.stack([torch.randperm(pages, generator=generator) for _ in range(2 * owners * blocks)])
+    index = index.view(2, owners, blocks, pages)
+    counts = torch.randint(0, pages + 1, index.shape[:3], generator=generator)
+    counts = torch.maximum(counts, (index == 0).int().argmax(-1) + 1)  # every query sees something
 
     def sees(b: int, h: int, t: int, s: int) -> bool:
         o, m = h * owners // 4, t // 4
-        return s <= t and taken[b][o][m][slots[b][o][m].index(s)]
+        return s <= past[b] + t and s // page in index[b, o, m, : counts[b, o, m]]
 
     for reference in (False, True):
-        call = call_of(SCORINGS[scoring], past=[0, 0], length=9, lengths=lengths, reference=reference)
-        check(call, chosen(call, keys, index, valid, block=4), by_hand(call, keys, sees))
+        call = call_of(SCORINGS[scoring], past=past, length=length, lengths=lengths, reference=reference)
+        check(call, attend_pages(call, keys, index, counts, block=4, page=page), by_hand(call, keys, sees))
 
 
-@pytest.mark.parametrize("past", [0, 5])
-def test_packed(past: int) -> None:
-    """Blocks of 4 queries, 9 in all: each query head sees another number of keys before them, and all of its block."""
-    size = past + 9
-    keys = Keys(random(2, 2, size, 6, seed=1), random(2, 2, size, 5, seed=2))
-    seen = torch.rand(3, 2, 4, size, generator=torch.Generator().manual_seed(3)) < 0.5
-    seen[1, 1, 3] = True
-    for m in range(3):
-        seen[m, :, :, past + 4 * m : past + 4 * m + 4] = True
-    taken = seen.tolist()
-    call = call_of(SCORINGS["plain"], past=[past, past], length=9)
-    assert packs(call, keys)
-    found = packed(call, keys, (seen[m, :, :, : min(size, past + 4 * m + 4)] for m in range(3)), 4)
-    check(call, found, by_hand(call, keys, lambda b, h, t, s: s <= past + t and taken[t // 4][b][h][s]))
-    kept = sum(int(seen[m, :, :, : min(size, past + 4 * m + 4)].sum()) for m in range(3))
-    assert call.meter.work[0, "prefill"].bytes_read == kept * (6 + 5) * 8
+def test_list_keys() -> None:
+    """Each row's true entries, in order, and their number."""
+    seen = torch.tensor([[[False, True, True, False], [True, False, False, True]], [[True] * 4, [False] * 4]])
+    index, counts = list_keys(seen)
+    assert counts.tolist() == [[[2], [2]], [[4], [0]]]
+    assert [index[b, x, 0, :n].tolist() for b in range(2) for x in range(2) for n in counts[b, x].tolist()] == [
+        [1, 2],
+        [0, 3],
+        [0, 1, 2, 3],
+        [],
+    ]
 
 
-@pytest.mark.parametrize("cached", [2**20, 1], ids=["whole", "parts"])
-@pytest.mark.parametrize("length", [12, 10])
-def test_paged(length: int, cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages of 4: page m of the queries, after 8 earlier tokens, sees its own page of keys and two before it."""
-    monkeypatch.setattr(products_module, "CACHED", cached)
-    size, generator = 8 + length, torch.Generator().manual_seed(3)
-    keys = Keys(random(2, 2, size, 6, seed=1), random(2, 2, size, 5, seed=2))
-    pages = torch.stack(
-        [
-            torch.cat([torch.randperm(2 + m, generator=generator)[:2].sort().values, torch.tensor([2 + m])])
-            for _ in range(2 * 4)
-            for m in range(3)
-        ]
-    ).view(2, 4, 3, 3)
-    taken = pages.tolist()
-    call = call_of(SCORINGS["plain"], past=[8, 8], length=length)
-    found = paged(call, keys, pages, 4)
-    check(call, found, by_hand(call, keys, lambda b, h, t, s: s <= 8 + t and s // 4 in taken[b][h][t // 4]))
+@pytest.mark.skipif(native.absent() is not None, reason="the kernels are not compiled")
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("sums", [False, True])
+def test_compiled_attention_over_what_rows_and_heads_hold(window: int | None, sums: bool) -> None:
+    """In fp32: lengths by row and head, an eviction before the window, padding behind the new tokens."""
+    lengths, new = torch.tensor([[8, 5], [6, 7]]), [4, 2]
+    keys = Keys(random(2, 2, 8, 6, seed=1).float(), random(2, 2, 8, 5, seed=2).float(), None, lengths)
+    call = call_of(SCORINGS["plain"], past=[5, 5], length=4, lengths=new)
+    call = replace(call, q=call.q.float())
+    assert compiled.serves(call, keys)
+    slots = [[[int(n) - new[b] + t for t in range(4)] for n in lengths[b]] for b in range(2)]
+
+    def sees(b: int, h: int, t: int, s: int) -> bool:
+        own = slots[b][h // 2][t]
+        return s <= own and (window is None or own - s < window or s < 1)
+
+    exact = by_hand(replace(call, q=call.q.double()), Keys(*(x.double() for x in (keys.keys, keys.values))), sees)[0]
+    o, received = compiled.held(call, keys, window, 1 if window else 0, sums)
+    torch.testing.assert_close(o.double(), exact, rtol=1e-5, atol=1e-6)
+    if received is not None:
+        shown = Keys(keys.keys, torch.eye(8).expand(2, 2, -1, -1), None, lengths)
+        weights, _ = compiled.held(call, shown, window, 1 if window else 0)
+        torch.testing.assert_close(received, weights.sum(2))
 
 
 @pytest.mark.parametrize("cached", [2**20, 1], ids=["whole", "parts"])
@@ -206,19 +211,10 @@ def test_with_sums(
     shown = Keys(random(2, 2, size, 6, seed=1), torch.eye(size, dtype=torch.float64).expand(2, 2, -1, -1))
     keys = Keys(shown.keys, random(2, 2, size, 5, seed=2))
     call = call_of(SCORINGS[scoring], past=past, length=length, lengths=lengths)
-    found, sums = with_sums(call, keys)
+    found, sums = attend_with_sums(call, keys)
     check(call, found, by_hand(call, keys, lambda b, h, t, s: s <= past[b] + t))
     real = torch.ones(2, length, dtype=torch.bool) if call.real is None else call.real
-    torch.testing.assert_close(sums, (band(call, shown) * real[:, None, :, None]).sum(2))
-
-
-def test_what_cannot_be_packed() -> None:
-    keys = Keys(random(2, 2, 5, 6), random(2, 2, 5, 5))
-    assert not packs(call_of(SCORINGS["softcap"], past=[0, 0], length=5), keys)
-    assert not packs(call_of(SCORINGS["plain"], past=[0, 0], length=5, lengths=[5, 3]), keys)
-    assert not packs(call_of(SCORINGS["plain"], past=[0, 0], length=5, reference=True), keys)
-    evicted = Keys(keys.keys, keys.values, torch.arange(5).expand(2, 2, -1))
-    assert not packs(call_of(SCORINGS["plain"], past=[0, 0], length=5), evicted)
+    torch.testing.assert_close(sums, (attend_band(call, shown) * real[:, None, :, None]).sum(2))
 
 
 def test_masked_row_without_keys_is_zero() -> None:
@@ -226,7 +222,7 @@ def test_masked_row_without_keys_is_zero() -> None:
     keys = Keys(random(1, 2, 3, 6, seed=1), random(1, 2, 3, 5, seed=2))
     mask = torch.ones(1, 4, 3, 3, dtype=torch.bool).tril()
     mask[:, :, 1] = False
-    out = masked(call, keys, mask)
+    out = attend_masked(call, keys, mask)
     assert not out[:, :, 1].any()
     assert out[:, :, 2].all()
 
@@ -237,12 +233,12 @@ def test_probabilities_sum_to_one_over_the_past() -> None:
     weights = probabilities(call, keys, call.q, call.positions)
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4, 3, dtype=torch.float64))
     assert weights[0, 0].bool().tolist() == [[s <= 2 + t for s in range(5)] for t in range(3)]
-    torch.testing.assert_close(weights @ keys.values.repeat_interleave(2, 1), band(call, keys))
+    torch.testing.assert_close(weights @ keys.values.repeat_interleave(2, 1), attend_band(call, keys))
     assert call.meter.work[0, "prefill"].index_pairs == 4 * (3 + 4 + 5)
 
 
 def test_bytes_read_are_those_of_the_fetched_keys() -> None:
     keys = Keys(random(1, 2, 9, 6, seed=1), random(1, 2, 9, 5, seed=2))
     call = call_of(SCORINGS["plain"], past=[8], length=1)
-    chosen(call, keys, torch.tensor([[[[0, 4, 8]], [[1, 2, 8]]]]))
+    attend_pages(call, keys, torch.tensor([[[[0, 4, 8]], [[1, 2, 8]]]]))
     assert call.meter.work[0, "prefill"].bytes_read == 2 * 3 * (6 + 5) * 8

@@ -176,6 +176,49 @@ def softmax(
     return bool(batch and heads and length and v.shape[3] and slots)
 
 
+def softmax_held(q: Any, k: Any, v: Any, held: Any, new: Any, starts: Any, scale: Any, window: Any, sinks: Any) -> int:
+    """Checks softmax attention over rows and heads that hold different numbers of keys; returns the largest number."""
+    op = "softmax"
+    _floats(op, (("q", q), ("k", k), ("v", v)), ())
+    axes = 4 if starts is None else 2
+    for name, x, dimensions in (("q", q, 4), ("k", k, axes), ("v", v, axes)):
+        plain = x.dtype == torch.float32 and x.is_cpu and not x.is_neg() and (x.shape[-1] <= 1 or x.stride(-1) == 1)
+        if x.dim() != dimensions or not plain:
+            raise OptionError(
+                f"{op}: {name} {_show(x)} must have {dimensions} axes, in fp32 on a CPU, its channels side by side; "
+                f"got {x.dtype} on {x.device} with strides {tuple(x.stride())}."
+            )
+    _scale(op, scale)
+    batch, heads, length, width = q.shape
+    for name, x, rows in (("held", held, 2), ("new", new, 1), ("starts", starts, 2)):
+        if x is None and name == "starts":
+            continue
+        fits = isinstance(x, Tensor) and x.dtype == torch.int64 and x.is_cpu and x.dim() == rows
+        if not fits or x.shape[0] != batch or (name == "starts" and x.shape != held.shape):
+            raise OptionError(
+                f"{op}: {name} must be int64 on a CPU, {'(B, G)' if rows == 2 else '(B,)'}; got {_kind(x)}."
+            )
+    kv_heads = held.shape[1]
+    shape = k.shape[:-1] if starts is None else (batch, kv_heads)
+    if _no_multiple(heads, kv_heads) or k.shape[-1] != width or v.shape[:-1] != k.shape[:-1] or shape[:2] != held.shape:
+        raise OptionError(
+            f"{op}: k {_show(k)} and v {_show(v)} must be (B, G, S, D), or (P, D) with starts, for q {_show(q)} and "
+            f"held {_show(held)}, H a multiple of G."
+        )
+    for name, number in (("window", window), ("sinks", sinks)):
+        if type(number) is not int or not 0 <= number <= _LARGEST_POSITION:
+            raise OptionError(f"{op}: {name}={number!r} must be a whole number from 0 on.")
+    if not held.numel():
+        return 0
+    begin = torch.zeros_like(held) if starts is None else starts
+    room = k.shape[2] if starts is None else k.shape[0]
+    if int(begin.min()) < 0 or int((begin + held).max()) > room or int((held - new[:, None]).min()) < 0:
+        raise OptionError(f"{op}: held, new and starts name keys that do not exist, among {room}.")
+    if int(new.min()) < 0 or int(new.max()) > length or max(room, length) > _LARGEST_POSITION:
+        raise OptionError(f"{op}: new must lie in 0..{length}, and there may be 2**31 keys at most.")
+    return int(held.max())
+
+
 def softmax_attention(
     q: Any,
     k: Any,

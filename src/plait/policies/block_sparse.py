@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.options import Options
-from plait.policies.importance import best
+from plait.policies.importance import best, counted
 from plait.runtime.call import Call
 from plait.runtime.policy import Policy
-from plait.runtime.products import ENTRIES, band, chosen, packs, paged
+from plait.runtime.products import ENTRIES, attend_band, attend_pages
 from plait.runtime.store import Keys
 
 #: Far above any score: what is forced comes first, by rank.
@@ -60,27 +60,19 @@ class BlockSparse(Policy):
         keys, size = self.whole_keys(call), self.options.block
         means = block_means(keys, call, size)
         heads, blocks = call.q.shape[1], means.shape[2]
-        start = call.start or 0
-        pages = start % size == 0 and packs(call, keys)
         outputs, begin = [], 0
-        if pages:  # the first queries see every block before them
-            begin = min(max(0, self.options.top * size - start), call.q.shape[2])
+        if call.start is not None:  # the first queries see every block before them
+            begin = min(max(0, self.options.top * size - call.start) // size * size, call.q.shape[2])
         if begin:
-            seen = Keys(keys.keys[:, :, : start + begin], keys.values[:, :, : start + begin])
-            outputs.append(band(call.part(0, begin), seen))
+            end = (call.start or 0) + begin
+            seen = Keys(keys.keys[:, :, :end], keys.values[:, :, :end])
+            outputs.append(attend_band(call.part(0, begin), seen))
         # so many query blocks at once that neither their scores nor their indices become large
         step = size * max(1, ENTRIES // (call.q.shape[0] * heads * max(blocks, self.options.top * size)))
         for first in range(begin, call.q.shape[2], step):
             part = call.part(first, min(first + step, call.q.shape[2]))
-            index, valid = self.choose(part, means)
-            if pages:
-                outputs.append(paged(part, keys, index, size))
-                continue
-            slots = (index[..., None] * size + torch.arange(size, device=index.device)).flatten(3)
-            inside = slots < keys.size
-            inside = inside if valid is None else inside & valid.repeat_interleave(size, dim=3)
-            slots = slots.clamp(max=keys.size - 1)
-            outputs.append(chosen(part, keys, slots, None if bool(inside.all()) else inside, block=size))
+            index, counts = counted(*self.choose(part, means))
+            outputs.append(attend_pages(part, keys, index, counts, block=size, page=size))
         return torch.cat(outputs, dim=2)
 
     def choose(self, call: Call, means: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -18,7 +18,7 @@ from plait.options import Options
 from plait.policies.head_table import HeadTable
 from plait.runtime.call import Call, LayerInfo, ModelInfo
 from plait.runtime.policy import Policy
-from plait.runtime.products import band
+from plait.runtime.products import attend_band
 from plait.runtime.store import Store
 
 #: Tables that need no file.
@@ -127,7 +127,7 @@ class DuoAttention(Policy):
 
     def _attend_full(self, call: Call) -> Tensor:
         self.store(call, "full").add(call.k, call.v, call.positions, call.lengths)
-        return band(call, self.keys(call, "full"))
+        return attend_band(call, self.keys(call, "full"))
 
     def _attend_streaming(self, call: Call) -> Tensor:
         store, outputs, length = self.store(call, "streaming"), [], call.q.shape[2]
@@ -136,6 +136,6 @@ class DuoAttention(Policy):
             last = min(first + self.options.chunk, length)
             part = call.part(first, last)
             store.add(call.k[:, :, first:last], call.v[:, :, first:last], part.positions, part.lengths)
-            outputs.append(band(part, store.view(), window=window, sinks=self.options.sinks))
+            outputs.append(attend_band(part, store.view(), window=window, sinks=self.options.sinks))
             store.keep_band(self.options.sinks, self.options.held)
         return torch.cat(outputs, dim=2)

@@ -24,7 +24,7 @@ from plait.policies.head_table import HeadTable
 from plait.runtime.applied import Applied
 from plait.runtime.call import Call, LayerInfo, ModelInfo
 from plait.runtime.dense import Dense
-from plait.runtime.products import band
+from plait.runtime.products import attend_band
 
 #: The rate rises over the first fifth of the steps from a tenth, and falls back over the last fifth.
 RAMP, LEAST = 5, 0.1
@@ -96,12 +96,12 @@ class GatedHeads(Dense):
         self.write(call)
         keys, index = self.keys(call), call.layer.index
         if self.teaching:
-            full = band(call, keys)
+            full = attend_band(call, keys)
             if self.calibration.full == "teacher":
                 self._taught[index] = full
             return full
-        streaming = band(call, keys, window=self.calibration.recent, sinks=self.calibration.sinks)
-        full = self._taught.pop(index) if self.calibration.full == "teacher" else band(call, keys)
+        streaming = attend_band(call, keys, window=self.calibration.recent, sinks=self.calibration.sinks)
+        full = self._taught.pop(index) if self.calibration.full == "teacher" else attend_band(call, keys)
         gate = self.gates[index].to(full.device).repeat_interleave(call.layer.group)[:, None, None]
         return (gate * full + (1 - gate) * streaming).to(full.dtype)
 

@@ -18,7 +18,7 @@ from plait.options import Options
 from plait.policies.importance import best, over_group
 from plait.runtime.call import Call, LayerInfo
 from plait.runtime.policy import Policy
-from plait.runtime.products import band, probabilities, with_sums
+from plait.runtime.products import attend_band, attend_with_sums, probabilities
 from plait.runtime.store import Store
 
 
@@ -63,9 +63,9 @@ class H2O(Policy):
         store: Any = self.store(call)
         keys = store.view()
         if call.reference:
-            o, sums = band(call, keys), probabilities(call, keys, call.q, call.positions, call.real).sum(2)
+            o, sums = attend_band(call, keys), probabilities(call, keys, call.q, call.positions, call.real).sum(2)
         else:
-            o, sums = with_sums(call, keys)
+            o, sums = attend_with_sums(call, keys)
         store.score = store.score + over_group(sums, call.layer.group, "sum")
         return o
 

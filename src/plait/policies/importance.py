@@ -103,6 +103,11 @@ def best(scores: Tensor, most: int, count: Tensor | None = None) -> tuple[Tensor
     return (index, None) if bool(valid.all()) else (index.masked_fill(~valid, 0), valid)
 
 
+def counted(index: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The result of :func:`best` with the number of valid indices in place of their validity."""
+    return index, None if valid is None else valid.sum(-1)
+
+
 def beyond(scores: Tensor, lengths: Tensor | int) -> Tensor:
     """``scores`` ``(B, ..., S)`` with ``-inf`` at slots from ``lengths`` ``(B,)`` on."""
     slots = torch.arange(scores.shape[-1], device=scores.device)

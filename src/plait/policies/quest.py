@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from plait.mixers.state import LayerState, Segment
 from plait.options import Options
-from plait.policies.importance import best, over_group
+from plait.policies.importance import best, counted, over_group
 from plait.runtime.call import Call, LayerInfo
 from plait.runtime.policy import Policy
-from plait.runtime.products import band, chosen
+from plait.runtime.products import attend_band, attend_pages
 from plait.runtime.store import Keys, Store
 
 
@@ -107,17 +107,14 @@ class Quest(Policy):
         keys, size = self.whole_keys(call), self.options.page
         pages = -(-keys.size // size)
         if pages <= self.options.budget // size + 1:
-            return band(call, keys)
+            return attend_band(call, keys)
         current = call.last_positions // size
         bounds = self.bounds(call)
         number = torch.arange(pages, device=bounds.device)
         bounds = bounds.masked_fill(number >= current[:, None, None], float("-inf"))
         bounds = bounds.masked_fill(number == current[:, None, None], float("inf"))
-        index, valid = best(bounds, self.options.budget // size + 1)
-        slots = (index[..., None] * size + torch.arange(size, device=index.device)).flatten(2)
-        inside = slots <= call.last_positions[:, None, None]
-        inside = inside if valid is None else inside & valid.repeat_interleave(size, dim=2)
-        return chosen(call, keys, slots.clamp(max=keys.size - 1)[:, :, None], inside[:, :, None])
+        index, counts = counted(*best(bounds[:, :, None], self.options.budget // size + 1))
+        return attend_pages(call, keys, index, counts, page=size)
 
     def bounds(self, call: Call) -> Tensor:
         """Upper bound of the query's product with any key of each page, ``(B, G or H, P)``."""

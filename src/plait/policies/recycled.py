@@ -19,7 +19,7 @@ from plait.options import Options
 from plait.policies.importance import best, last_queries, over_group
 from plait.runtime.call import Call, LayerInfo, ModelInfo
 from plait.runtime.policy import Policy
-from plait.runtime.products import band, probabilities
+from plait.runtime.products import attend_band, probabilities
 from plait.runtime.store import Keys, Store
 
 
@@ -111,16 +111,16 @@ class Recycled(Policy):
     def decode(self, call: Call) -> Tensor:
         small = self.store(call, "small")
         if self.last_full(call).step == 0:
-            return band(call, self.keys(call))
+            return attend_band(call, self.keys(call))
         full = self.drifted(call)
         if not bool(full.any()):
-            return band(call, small.view())
+            return attend_band(call, small.view())
         rows, others = (mask.nonzero().flatten() for mask in (full, ~full))
         outputs = call.q.new_empty(*call.q.shape[:3], call.v.shape[-1])
         source = self.keys(call) if self.options.full_attention else small.view()
-        outputs = outputs.index_copy(0, rows, band(call.rows(rows), source.rows(rows)))
+        outputs = outputs.index_copy(0, rows, attend_band(call.rows(rows), source.rows(rows)))
         if len(others):
-            outputs = outputs.index_copy(0, others, band(call.rows(others), small.view().rows(others)))
+            outputs = outputs.index_copy(0, others, attend_band(call.rows(others), small.view().rows(others)))
         self.refresh(call, small, rows if len(others) else None)
         return outputs
 

@@ -18,7 +18,7 @@ from plait.options import Options
 from plait.runtime.call import Call, ModelInfo
 from plait.runtime.meter import Meter
 from plait.runtime.policy import Policy
-from plait.runtime.products import band
+from plait.runtime.products import attend_band
 from plait.runtime.store import Keys
 
 
@@ -62,7 +62,7 @@ class Streaming(Policy):
         keys, held = self.keys(call), self.options.sinks + self.options.window
         if self.options.renumber and self.options.sinks and int(call.last_positions.max()) >= held:
             return self._renumbered(call, keys)
-        return band(call, keys, window=self.options.window, sinks=self.options.sinks)
+        return attend_band(call, keys, window=self.options.window, sinks=self.options.sinks)
 
     def _renumbered(self, call: Call, keys: Keys) -> Tensor:
         """Recent keys keep their distance; to the sinks, a query is rotated back to its position in the cache.
@@ -77,7 +77,7 @@ class Streaming(Policy):
         q = torch.cat([call.q, call.rope.shift(call.q, offsets)], dim=-1)
         meter = Meter()
         widened = replace(call, q=q, meter=meter)
-        o = band(widened, replace(keys, keys=k), window=self.options.window, sinks=self.options.sinks)
+        o = attend_band(widened, replace(keys, keys=k), window=self.options.window, sinks=self.options.sinks)
         real, wide = (d + call.v.shape[-1] for d in (call.q.shape[-1], q.shape[-1]))
         for work in meter.work.values():
             call.count(pairs=work.pairs, bytes_read=work.bytes_read * real // wide)

@@ -20,8 +20,8 @@ from plait.options import Options
 from plait.policies.importance import best, beyond, pattern_sums
 from plait.runtime.call import Call
 from plait.runtime.policy import Policy
-from plait.runtime.products import chosen, packed, packs
-from plait.runtime.store import NEVER, first_true
+from plait.runtime.products import attend_pages, list_keys
+from plait.runtime.store import NEVER
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,10 @@ def vertical_slash(call: Call, columns: Chosen, offsets: Chosen, block: int) -> 
     """
     keys = Policy.whole_keys(call)
     blocks = pattern(call, columns, offsets, block, keys.size)
-    if packs(call, keys):
-        return packed(call, keys, blocks, block)
     outputs = []
     for first, seen in zip(range(0, call.q.shape[2], block), blocks, strict=True):
         part = call.part(first, min(first + block, call.q.shape[2]))
-        index, valid = first_true(seen[:, :, None], seen.shape[2])
-        outputs.append(chosen(part, keys, index, valid, block=block))
+        outputs.append(attend_pages(part, keys, *list_keys(seen), block=block))
     return torch.cat(outputs, dim=2)
 
 

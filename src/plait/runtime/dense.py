@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plait.runtime.call import Call, LayerInfo
 from plait.runtime.policy import Policy
-from plait.runtime.products import band
+from plait.runtime.products import attend_band
 
 
 class Dense(Policy):
@@ -24,7 +24,7 @@ class Dense(Policy):
         return True
 
     def prefill(self, call: Call) -> Tensor:
-        return band(call, self.keys(call), window=call.layer.window)
+        return attend_band(call, self.keys(call), window=call.layer.window)
 
     decode = prefill
 

@@ -11,7 +11,7 @@ from plait.errors import CacheError
 from plait.mixers.state import LayerState
 from plait.options import Options
 from plait.runtime.call import Call, LayerInfo, ModelInfo
-from plait.runtime.products import band
+from plait.runtime.products import attend_band
 from plait.runtime.store import Keys, Store
 
 
@@ -75,11 +75,11 @@ class Policy(ABC):
 
     def prefill(self, call: Call) -> Tensor:
         """Attention of several new tokens."""
-        return band(call, self.keys(call))
+        return attend_band(call, self.keys(call))
 
     def decode(self, call: Call) -> Tensor:
         """Attention of one new token."""
-        return band(call, self.keys(call))
+        return attend_band(call, self.keys(call))
 
     def trim(self, call: Call) -> None:  # noqa: B027 (most forget nothing)
         """Forget what later calls will not read."""

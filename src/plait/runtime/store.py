@@ -10,9 +10,7 @@ from torch.nn import functional as F
 
 from plait.errors import CacheError
 from plait.mixers.state import Segment
-
-#: Position of an empty slot: later than every query, so that none sees it.
-NEVER = 2**62
+from plait.ops.softmax.placed import NEVER
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,11 @@ class Keys:
         places = slots[None, None] if self.positions is None else self.positions
         return places if self.lengths is None else places.masked_fill(slots >= self.lengths[..., None], NEVER)
 
-    def slots(self, parts: list[slice]) -> Keys:
-        """Only these ranges of slots, with their positions spelled out."""
-        if len(parts) == 1 and parts[0] == slice(0, self.size):
-            return self
-        places = self.places()
-        keys, values, places = (_take(x, parts) for x in (self.keys, self.values, places))
-        return Keys(keys, values, places)
+    def held(self) -> Tensor:
+        """Filled slots of each row and head, ``(B, G)``."""
+        if self.lengths is not None:
+            return self.lengths
+        return torch.full(self.keys.shape[:2], self.size, device=self.keys.device)
 
     def heads(self, heads: Tensor) -> Keys:
         """Only these kv heads."""

@@ -64,7 +64,7 @@ class Softmax(Structure):
     """Arguments of softmax attention over chosen keys (``softmax.c``)."""
 
     _fields_ = _fields(
-        ("q k v o sums lse d_o rest d_q d_k d_v index begin end", c_void_p),
+        ("q k v o sums lse d_o rest d_q d_k d_v index begin end starts stored firsts", c_void_p),
         ("q_batch q_head q_token k_batch k_head k_token v_batch v_head v_token", c_int64),
         ("B H X G T S D DV block page first window sinks parts", c_int64),
         ("scale", c_float),

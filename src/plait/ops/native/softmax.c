@@ -17,6 +17,8 @@ typedef struct {
     float *d_q, *d_k, *d_v;  /* (B, H, T, D); (parts, B, G, S, D) and (parts, B, G, S, DV), zeros at first */
     const int64_t *index;    /* pages of keys; NULL for every key */
     const int64_t *begin, *end; /* (B, X, M): where the pages of a block of queries stand in index */
+    const int64_t *starts, *stored, *firsts; /* (B, G): slot where a row's keys begin, how many there are, and which of
+                                                them is the first query's own; NULL: 0, S and first everywhere */
     int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token; /* strides */
     int64_t B, H, X, G, T, S, D, DV; /* X: heads that choose keys for themselves, each for H / X query heads */
     int64_t block, page, first;      /* queries of a block; keys of a page; position of the first query */
@@ -31,6 +33,7 @@ typedef struct {
     const float *k, *v;
     const int64_t *index, *end; /* pages still to come */
     int64_t next, rows, columns; /* next key within the page; queries; the same, padded */
+    int64_t stored, first;       /* keys of this row and head; position of the first query */
     int64_t earliest, latest;   /* position of a query */
     float *q, *s, *o, *most, *total, *keys, *values;
     int32_t position[QUERIES], slot[TILE];
@@ -47,9 +50,14 @@ static size_t scratch_floats(const softmax *g) {
 /* The slots of the next keys that the latest query may see; how many. */
 static int64_t next_keys(work *w) {
     const softmax *g = w->g;
-    int64_t count = 0, last = w->latest < g->S - 1 ? w->latest : g->S - 1;
+    int64_t count = 0, last = w->latest < w->stored - 1 ? w->latest : w->stored - 1;
     if (!g->index) {
-        for (; count < TILE && w->next <= last; count++) w->slot[count] = (int32_t)w->next++;
+        int64_t near = g->window ? w->earliest - g->window + 1 : 0;
+        for (; count < TILE; count++) {
+            if (w->next < near && w->next >= g->sinks) w->next = near;
+            if (w->next > last) break;
+            w->slot[count] = (int32_t)w->next++;
+        }
     } else {
         while (count < TILE && w->index < w->end) {
             int64_t slot = *w->index * g->page + w->next;
@@ -160,12 +168,21 @@ static void add_sums(work *w, int64_t count, float *sums) {
     }
 }
 
+/* Queries of owner x against the keys of its row and key head. */
+static work work_of(const softmax *g, int64_t b, int64_t x) {
+    int64_t kv = x / (g->X / g->G), at = b * g->G + kv, start = g->starts ? g->starts[at] : 0;
+    return (work){.g = g,
+                  .k = g->k + b * g->k_batch + kv * g->k_head + start * g->k_token,
+                  .v = g->v + b * g->v_batch + kv * g->v_head + start * g->v_token,
+                  .stored = g->stored ? g->stored[at] : g->S,
+                  .first = g->firsts ? g->firsts[at] : g->first};
+}
+
 /* Block m of the queries of heads h to h + group, which share the keys of owner x. */
 static void attend_block(const softmax *g, int64_t b, int64_t x, int64_t m, float *scratch) {
     int64_t group = g->H / g->X, begin = m * g->block, width = padded(g->DV);
     int64_t length = g->T - begin < g->block ? g->T - begin : g->block, all = group * length;
-    int64_t kv = x / (g->X / g->G);
-    work w = {.g = g, .k = g->k + b * g->k_batch + kv * g->k_head, .v = g->v + b * g->v_batch + kv * g->v_head};
+    work w = work_of(g, b, x);
     w.q = scratch, w.s = w.q + QUERIES * g->D, w.o = w.s + QUERIES * TILE, w.most = w.o + QUERIES * width;
     w.total = w.most + QUERIES, w.keys = w.total + QUERIES, w.values = w.keys + TILE * g->D;
     if (width != g->DV) memset(w.values, 0, TILE * width * sizeof(float));
@@ -174,7 +191,7 @@ static void attend_block(const softmax *g, int64_t b, int64_t x, int64_t m, floa
         w.rows = all - r < QUERIES ? all - r : QUERIES, w.columns = padded(w.rows);
         w.earliest = INT64_MAX, w.latest = -1;
         for (int64_t i = 0; i < w.columns; i++) {
-            int64_t row = r + (i < w.rows ? i : 0), token = begin + row % length, position = g->first + token;
+            int64_t row = r + (i < w.rows ? i : 0), token = begin + row % length, position = w.first + token;
             const float *q = g->q + b * g->q_batch + (x * group + row / length) * g->q_head + token * g->q_token;
             for (int64_t d = 0; d < g->D; d++) w.q[d * w.columns + i] = i < w.rows ? q[d] * g->scale : 0;
             w.position[i] = (int32_t)position;
@@ -194,6 +211,8 @@ static void attend_block(const softmax *g, int64_t b, int64_t x, int64_t m, floa
                     accumulate(&w, count);
             }
             if (pass) break;
+            for (int64_t i = 0; g->stored && i < w.rows; i++) /* padding stands behind a row's last key */
+                if (w.position[i] >= w.stored) w.most[i] = NEVER;
             for (int64_t i = 0; g->lse && i < w.rows; i++) {
                 int64_t row = r + i, token = begin + row % length, h = x * group + row / length;
                 g->lse[(b * g->H + h) * g->T + token] = w.most[i] > NEVER ? w.most[i] + logf(w.total[i]) : -INFINITY;
@@ -281,8 +300,8 @@ static void pass_back(gradient *d, int64_t count, float *d_k, float *d_v) {
 static void block_back(const softmax *g, int64_t b, int64_t x, int64_t m, float *d_k, float *d_v, float *scratch) {
     int64_t group = g->H / g->X, begin = m * g->block, width = padded(g->D), wide = padded(g->DV);
     int64_t length = g->T - begin < g->block ? g->T - begin : g->block, all = group * length;
-    int64_t kv = x / (g->X / g->G), place = (b * g->X + x) * blocks(g) + m;
-    gradient d = {.w = {.g = g, .k = g->k + b * g->k_batch + kv * g->k_head, .v = g->v + b * g->v_batch + kv * g->v_head}};
+    int64_t place = (b * g->X + x) * blocks(g) + m;
+    gradient d = {.w = work_of(g, b, x)};
     work *w = &d.w;
     w->q = scratch, w->s = w->q + QUERIES * g->D, d.d_s = w->s + QUERIES * TILE, d.q = d.d_s + QUERIES * TILE;
     d.d_q = d.q + QUERIES * width, d.d_o = d.d_q + QUERIES * width, d.d_o_lanes = d.d_o + QUERIES * wide;
@@ -295,7 +314,7 @@ static void block_back(const softmax *g, int64_t b, int64_t x, int64_t m, float 
         memset(d.d_o, 0, w->columns * wide * sizeof(float));
         for (int64_t i = 0; i < w->columns; i++) {
             int64_t row = r + (i < w->rows ? i : 0), token = begin + row % length, h = x * group + row / length;
-            int64_t position = g->first + token, at = (b * g->H + h) * g->T + token;
+            int64_t position = w->first + token, at = (b * g->H + h) * g->T + token;
             const float *q = g->q + b * g->q_batch + h * g->q_head + token * g->q_token, *d_o = g->d_o + at * g->DV;
             int real = i < w->rows;
             for (int64_t c = 0; c < g->D; c++) w->q[c * w->columns + i] = real ? q[c] * g->scale : 0;

@@ -18,6 +18,9 @@ from plait.ops.native.kernel import Operator, resolved, tracing
 from plait.ops.native.library import Softmax, call, pointer
 from plait.ops.native.status import refuses
 
+#: Queries that share a tile of keys where every key is seen.
+_TOGETHER = 128
+
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the kernel can take these queries, keys and values: fp32 on a CPU, channels side by side, no gradient."""
@@ -68,7 +71,7 @@ def attend(
         OptionError: arguments that do not fit; the message names which.
     """
     some = checks.softmax(q, k, v, index, counts, scale, first, block, page, sums)
-    batch, heads, length, width = q.shape
+    batch, heads, length = q.shape[:3]
     o = q.new_empty(batch, heads, length, v.shape[3])
     received = q.new_zeros(batch, heads, k.shape[2]) if sums else None
     if not some or (index is not None and not index.numel()):  # an empty list has no address: it would mean every key
@@ -87,14 +90,14 @@ def attend(
     arguments = Softmax(
         **{name: pointer(x) for name, x in {"q": q, "k": k, "v": v, "o": o, "sums": received}.items()},
         **{name: pointer(x) for name, x in {"index": index, "begin": begin, "end": end}.items()},
-        **{f"{n}_{axis}": x.stride(i) for n, x in zip("qkv", (q, k, v), strict=True) for i, axis in _AXES},
+        **_strides(q, k, v),
         B=batch,
         H=heads,
         X=owners,
         G=k.shape[1],
         T=length,
         S=k.shape[2],
-        D=width,
+        D=q.shape[3],
         DV=v.shape[3],
         block=block,
         page=page,
@@ -105,13 +108,85 @@ def attend(
     return o, received
 
 
+def attend_held(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    held: Tensor,
+    new: Tensor,
+    starts: Tensor | None = None,
+    *,
+    scale: float,
+    window: int = 0,
+    sinks: int = 0,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Causal attention where every row and key head holds its own number of keys, the new tokens' own last.
+
+    Args:
+        q: ``(B, H, T, D)``, the real queries of a row first.
+        k, v: ``(B, G, S, D)`` and ``(B, G, S, Dv)``, keys first; or ``(P, D)`` and ``(P, Dv)``, packed.
+        held: ``(B, G)`` int64, keys of each row and head.
+        new: ``(B,)`` int64, real queries of each row: the last so many keys are theirs.
+        starts: ``(B, G)`` int64, where the keys of each row and head begin, if they are packed.
+        scale: factor on the scores.
+        window: a query sees the last ``window`` keys up to its own, and
+        sinks: those of the first ``sinks``; 0 for every key up to its own.
+        sums: also return what each key receives from all queries.
+
+    Returns:
+        ``(B, H, T, Dv)``, zero at padding; the log of each query's sum ``(B, H, T)``; and the sums ``(B, H, S)``, S the
+        largest of ``held``, or None.
+
+    Raises:
+        OptionError: arguments that do not fit; the message names which.
+    """
+    most = checks.softmax_held(q, k, v, held, new, starts, scale, window, sinks)
+    batch, heads, length = q.shape[:3]
+    o, lse = q.new_empty(batch, heads, length, v.shape[-1]), q.new_empty(batch, heads, length)
+    received = q.new_zeros(batch, heads, most) if sums else None
+    if not o.numel():
+        return o, lse.fill_(float("-inf")), received
+    held = held.contiguous()
+    firsts = held - new[:, None]
+    starts = None if starts is None else starts.contiguous()
+    if starts is not None:
+        k, v = k[None, None], v[None, None]
+    strides = _strides(q, k, v)
+    if starts is not None:
+        strides |= dict.fromkeys(("k_batch", "k_head", "v_batch", "v_head"), 0)
+    results = {"o": o, "lse": lse, "sums": received}
+    arguments = Softmax(
+        **{name: pointer(x) for name, x in {"q": q, "k": k, "v": v, **results}.items()},
+        **{name: pointer(x) for name, x in {"starts": starts, "stored": held, "firsts": firsts}.items()},
+        **strides,
+        B=batch,
+        H=heads,
+        X=heads if sums else held.shape[1],
+        G=held.shape[1],
+        T=length,
+        S=most,
+        D=q.shape[3],
+        DV=v.shape[-1],
+        block=_TOGETHER,
+        page=1,
+        window=window,
+        sinks=sinks,
+        scale=scale,
+    )
+    call("softmax", arguments)
+    return o, lse, received
+
+
 def _rows(index: Tensor) -> Tensor:
     """Where the list of each block begins ``(B X M,)``."""
     count, size = index.shape[:3].numel(), index.shape[3]
     return torch.arange(count, device="cpu") * size
 
 
-_AXES = ((0, "batch"), (1, "head"), (2, "token"))
+def _strides(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
+    axes = ("batch", "head", "token")
+    return {f"{n}_{axis}": x.stride(i) for n, x in zip("qkv", (q, k, v), strict=True) for i, axis in enumerate(axes)}
 
 
 def over_lists(
@@ -165,7 +240,7 @@ def _arguments(
     arguments = Softmax(
         **{name: pointer(x) for name, x in {"q": q, "k": k, "v": v}.items()},
         **{name: pointer(x) for name, x in {"index": index, "begin": begin, "end": end}.items()},
-        **{f"{n}_{axis}": x.stride(i) for n, x in zip("qkv", (q, k, v), strict=True) for i, axis in _AXES},
+        **_strides(q, k, v),
         **numbers,
         B=batch,
         H=heads,

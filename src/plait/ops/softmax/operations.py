@@ -93,7 +93,7 @@ def attention(
         one_q, one_k, one_v = (x.transpose(1, 2) for x in heads)
         parts.append(_attention(one_q, one_k, one_v, rows, scale, softcap, part, backend))
     o, lse = parts[0] if len(parts) == 1 else (torch.cat(both, dim=1) for both in zip(*parts, strict=True))
-    return _with_sinks(o.transpose(1, 2), lse.transpose(1, 2), sink_logits)
+    return with_sinks(o.transpose(1, 2), lse.transpose(1, 2), sink_logits)
 
 
 def merge(*parts: Result) -> Result:
@@ -186,7 +186,7 @@ def sparse_attention(
         o, lse = _nothing(q, v)
     else:
         o, lse = _sparse(q, k, v, chosen, scale, softcap, backend)
-    return _with_sinks(o.transpose(1, 2), lse.transpose(1, 2), sink_logits)
+    return with_sinks(o.transpose(1, 2), lse.transpose(1, 2), sink_logits)
 
 
 def _lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -338,7 +338,7 @@ def _nothing(q: Tensor, v: Tensor) -> Result:
     return v.new_zeros(*q.shape[:3], v.shape[3]), lse
 
 
-def _with_sinks(o: Tensor, lse: Tensor, sink_logits: Tensor | None) -> Result:
+def with_sinks(o: Tensor, lse: Tensor, sink_logits: Tensor | None) -> Result:
     """A sink is a part of the softmax whose values are zeros."""
     if sink_logits is None:
         return o, lse
