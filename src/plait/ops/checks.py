@@ -206,7 +206,7 @@ def softmax_held(q: Any, k: Any, v: Any, held: Any, new: Any, starts: Any, scale
             f"held {_show(held)}, H a multiple of G."
         )
     for name, number in (("window", window), ("sinks", sinks)):
-        if type(number) is not int or not 0 <= number <= _LARGEST_POSITION:
+        if type(number) is not int or not 0 <= number <= LARGEST_POSITION:
             raise OptionError(f"{op}: {name}={number!r} must be a whole number from 0 on.")
     if not held.numel():
         return 0
@@ -214,7 +214,7 @@ def softmax_held(q: Any, k: Any, v: Any, held: Any, new: Any, starts: Any, scale
     room = k.shape[2] if starts is None else k.shape[0]
     if int(begin.min()) < 0 or int((begin + held).max()) > room or int((held - new[:, None]).min()) < 0:
         raise OptionError(f"{op}: held, new and starts name keys that do not exist, among {room}.")
-    if int(new.min()) < 0 or int(new.max()) > length or max(room, length) > _LARGEST_POSITION:
+    if int(new.min()) < 0 or int(new.max()) > length or max(room, length) > LARGEST_POSITION:
         raise OptionError(f"{op}: new must lie in 0..{length}, and there may be 2**31 keys at most.")
     return int(held.max())
 
