@@ -24,7 +24,7 @@ from plait.study.summary import (
     Curve,
     FailedTrial,
     Guard,
-    PaperClaim,
+    Judgement,
     Recommendation,
     StudySummary,
 )
@@ -146,24 +146,30 @@ def full_study(seed: int = 0) -> StudySummary:
             ],
         ),
         claims=[
-            PaperClaim(
-                name="Loss hardly moves with the ratio",
+            Judgement(
+                name="loss_hardly_moves_with_the_ratio",
+                title="Loss hardly moves with the ratio",
+                paper="2507.06457",
                 sentence="Language modelling scores are stable across linear-to-full ratios.",
                 published="LM average moves by less than .01 between 24:1 and 3:1.",
                 rule="Holds if the loss of every mixer spreads by less than 3 % over the ratios.",
                 verdict="holds",
                 seen="The largest spread is 1.6 % (hgrn).",
             ),
-            PaperClaim(
-                name="Recall grows with full layers",
+            Judgement(
+                name="recall_grows_with_full_layers",
+                title="Recall grows with full layers",
+                paper="2507.06457",
                 sentence="Recall improves with more full attention layers, particularly below a 3:1 ratio.",
                 published="Mean RULER .256 pure, .397 at 3:1.",
                 rule="Holds if Spearman's rank correlation is at least 0.8 for every mixer.",
                 verdict="does not hold",
                 seen="hgrn: 0.60.",
             ),
-            PaperClaim(
-                name="The ranking changes",
+            Judgement(
+                name="the_ranking_changes",
+                title="The ranking changes",
+                paper="2507.06457",
                 sentence="The best mixer alone is not the best mixer in a hybrid.",
                 published="Gated DeltaNet best pure, HGRN-2 best hybrid.",
                 rule="Holds if the intervals of two mixers separate in opposite order.",

@@ -42,11 +42,6 @@ def test_moment_reads_iso_times_only() -> None:
     assert labels.moment("yesterday") == "yesterday"
 
 
-def test_sentence_case() -> None:
-    assert labels.sentence_case("loss-hardly-depends-on-ratio") == "Loss hardly depends on ratio"
-    assert labels.sentence_case("recall at 3-to-1") == "Recall at 3-to-1"
-
-
 def _value(n: int, over: str) -> Interval:
     return Interval.model_validate({"mean": 0.5, "low": 0.4, "high": 0.6, "n": n, "over": over})
 

@@ -98,7 +98,7 @@ def test_answer_stands_first_and_sections_in_order(full_summary: StudySummary) -
         "Where the loss differs",
         "Decoding speed",
         "All configurations",
-        "What the paper says, and what this run saw",
+        "Published claims, decided on this study",
         "Failed trials",
         "This run",
     ]

@@ -90,3 +90,10 @@ def test_file_that_is_not_yaml(tmp_path: Path) -> None:
     path.write_text("name: [", encoding="utf-8")
     with pytest.raises(OptionError, match=r"broken.yaml is not valid YAML"):
         load_study(path)
+
+
+def test_claims_are_those_of_the_catalogue() -> None:
+    content = {**STUDY, "claims": ["loss_hardly_depends_on_ratio"]}
+    assert parse_study(content, "s.yaml").claims == ["loss_hardly_depends_on_ratio"]
+    with pytest.raises(OptionError, match=r"there is no claim 'loss_depends_on_ratio'.*loss_hardly_depends_on_ratio"):
+        parse_study({**STUDY, "claims": ["loss_depends_on_ratio"]}, "s.yaml")

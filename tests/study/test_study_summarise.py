@@ -121,8 +121,7 @@ def test_conclusions(tmp_path: Path) -> None:
     assert (summary.trials, summary.finished, len(summary.curves)) == (12, 12, 12)
     assert summary.curves[0].points == [(1, 5.0), (2, 4.0)]
     assert summary.seconds == 11 * 5 + 7  # twelve trials of 7 s, one begun every 5 s
-    holds = [claim.name for claim in summary.claims if claim.verdict == "holds"]
-    assert holds == ["loss-hardly-depends-on-ratio", "recall-grows-with-full-layers"]
+    assert summary.claims == []  # a study judges nothing by itself
 
 
 def test_guard_voids_the_recall_track(tmp_path: Path) -> None:
@@ -130,8 +129,6 @@ def test_guard_voids_the_recall_track(tmp_path: Path) -> None:
     assert not summary.guards[0].learnt  # 0.85 of 0.9
     assert summary.recommendation.key is None
     assert "did not learn" in summary.recommendation.sentences[0]
-    verdicts = {claim.name: claim.verdict for claim in summary.claims}
-    assert verdicts["recall-grows-with-full-layers"] == "inconclusive"
 
 
 def test_unfinished_study_says_so(tmp_path: Path) -> None:

@@ -120,8 +120,6 @@ def test_track_that_is_not_learnt_says_so_and_leaves_the_recommendation(tmp_path
     assert "did not learn track 'ruler' (accuracy 0.500, 0.9 was asked for)" in void.guards[1].message
     assert void.recommendation == whole.recommendation
     assert void.recommendation.key == "gla pure"  # recall alone decides: all have 0.97
-    assert [claim.verdict for claim in void.claims] == [claim.verdict for claim in whole.claims]
-    assert not any("ruler" in claim.seen for claim in void.claims)
 
 
 def test_tracks_of_tasks_alone_give_no_recommendation(tmp_path: Path) -> None:

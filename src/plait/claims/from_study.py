@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from plait import catalog
 from plait.claims.contract import Announce, Claim, Measurement, Outcome
-from plait.errors import StudyError
+from plait.errors import OptionError, StudyError
 from plait.study.file import load_study, shipped_study
 from plait.study.runner import check_models, run_trials
 from plait.study.store import Store
 from plait.study.summarise import summarise
-from plait.study.summary import Configuration, Guard
+from plait.study.summary import Configuration, Guard, Judgement, StudySummary
 from plait.study.trials import trials
 
 
@@ -78,3 +79,56 @@ class ClaimFromStudy(Claim):
     def configurations(self, data: dict[str, Any]) -> list[Configuration]:
         """The configurations that evidence holds."""
         return [Configuration.model_validate(one) for one in data["configurations"]]
+
+
+def check_claims(names: Sequence[str]) -> None:
+    """See that claims can be decided on a study.
+
+    Args:
+        names: in the catalogue.
+
+    Raises:
+        OptionError: one has an experiment of its own.
+    """
+    for name in names:
+        _claim(name)
+
+
+def judged(summary: StudySummary) -> StudySummary:
+    """A study's summary with the claims that its file asks for, decided on what it measured.
+
+    Args:
+        summary: of the study, finished or not.
+
+    Raises:
+        OptionError: a claim that no study can decide.
+    """
+    claims = [_judgement(name, summary) for name in summary.study.get("claims", [])]
+    return summary.model_copy(update={"claims": claims})
+
+
+def _judgement(name: str, summary: StudySummary) -> Judgement:
+    claim, method = _claim(name), catalog.get(name, "claim")
+    verdict, seen = claim.judge(summary.configurations, summary.guards)
+    return Judgement(
+        name=name,
+        title=method.title,
+        paper=method.paper,
+        sentence=claim.sentence,
+        published=claim.published,
+        rule=claim.rule,
+        verdict=verdict,
+        seen=seen,
+    )
+
+
+def _claim(name: str) -> ClaimFromStudy:
+    kind = catalog.get(name, "claim").load()
+    if not issubclass(kind, ClaimFromStudy):
+        able = [one.name for one in catalog.methods("claim") if issubclass(one.load(), ClaimFromStudy)]
+        raise OptionError(
+            f"Claim {name!r} has an experiment of its own, 'plait claim run {name}', and cannot be decided on a study; "
+            f"a study file can name {', '.join(able)}."
+        )
+    claim: ClaimFromStudy = kind()
+    return claim

@@ -50,6 +50,7 @@ def run(
 
     Stopped or killed at any moment, the same command goes on. Exit status 1 when a trial failed.
     """
+    from plait.claims.from_study import check_claims
     from plait.errors import OptionError, StudyError
     from plait.study.file import load_study
     from plait.study.runner import check_models, run_trials
@@ -61,6 +62,7 @@ def run(
     study = load_study(file)
     found = trials(study, str(file))
     check_models(found)
+    check_claims(study.claims)
     store = Store(out or Path("runs") / study.name)
     if dry_run:
         _dry_run(store, study, found, as_json)
@@ -219,10 +221,11 @@ def _print_status(store: Store, rows: list[dict[str, Any]], as_json: bool) -> No
 
 
 def _report(store: Store, as_json: bool) -> None:
+    from plait.claims.from_study import judged
     from plait.report import write_report
     from plait.study.summarise import summarise
 
-    summary = summarise(store.folder)
+    summary = judged(summarise(store.folder))
     page = write_report(summary, store.folder)
     if as_json:
         print_json(summary.model_dump(mode="json"))

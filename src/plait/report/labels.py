@@ -160,12 +160,6 @@ def moment(text: str) -> str:
     return f"{time:%Y-%m-%d %H:%M}{zone}"
 
 
-def sentence_case(name: str) -> str:
-    """``loss-hardly-depends-on-ratio`` as ``Loss hardly depends on ratio``; a name with spaces stays as it is."""
-    words = name if " " in name else name.replace("-", " ")
-    return words[:1].upper() + words[1:]
-
-
 def layers(configuration: Configuration) -> str:
     """``6 linear, 2 full (layers 3, 7)``."""
     if not configuration.n_full:

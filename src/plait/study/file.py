@@ -93,6 +93,7 @@ class StudyFile(Strict):
         exclude: points to leave out, each a mapping of dotted keys to values.
         overrides: values for some points only.
         thresholds: of the guard and the recommendation.
+        claims: names of published claims that the report decides on this study's results.
         contexts: context lengths at which cache bytes are computed; the longest one decides.
         resources: what each trial asks of a cluster; ``overrides`` may set ``resources.KEY`` for some points.
         workers: processes at a time; None takes one per GPU, or one per core up to 8.
@@ -110,6 +111,7 @@ class StudyFile(Strict):
     exclude: list[dict[str, Any]] = Field(default_factory=list)
     overrides: list[Override] = Field(default_factory=list)
     thresholds: Thresholds = Thresholds()
+    claims: list[str] = Field(default_factory=list)
     contexts: list[Positive] = Field(default_factory=lambda: [1024, 4096, 16384], min_length=1)
     resources: Resources = Resources()
     workers: Positive | None = None
@@ -140,6 +142,9 @@ def parse_study(values: Any, source: str) -> StudyFile:
     study = _with_thresholds(validated(StudyFile, values, source))
     _check_tracks(study, source)
     _check_grid(study, source)
+    for claim in study.claims:
+        if claim not in names("claim"):
+            raise OptionError(f"{source}: claims: there is no claim {claim!r}.{nearest(claim, names('claim'))}")
     if study.match_parameters:
         set_there = [key for override in study.overrides for key in override.set]
         widths = [key for key in [*study.axes, *set_there] if key in ("model.intermediate_size", "model.hidden_ratio")]

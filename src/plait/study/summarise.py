@@ -1,4 +1,4 @@
-"""From the folder of a study to its summary: configurations, guards, claims, recommendation."""
+"""From the folder of a study to its summary: configurations, guards, recommendation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 from plait.models.architecture import Architecture
 from plait.statistics.comparisons import interval, pareto, scaled
 from plait.statistics.interval import Interval
-from plait.study.claims import paper_claims
 from plait.study.file import StudyFile
 from plait.study.recommend import recommend
 from plait.study.scores import suite_metrics, task_metrics
@@ -65,7 +64,6 @@ def summarise(folder: Path) -> StudySummary:
         curves=[_curve(one) for one in finished],
         guards=guards,
         recommendation=recommend(study, configurations, guards, complete),
-        claims=paper_claims(configurations, guards),
         baselines=_baselines(finished),
         failed=[_failed(store, trial) for trial in trials if store.error(trial) is not None],
         trials=len(trials),

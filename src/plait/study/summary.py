@@ -72,10 +72,12 @@ class Recommendation(BaseModel):
     sentences: list[str]
 
 
-class PaperClaim(BaseModel):
-    """A sentence of the paper beside what this study saw."""
+class Judgement(BaseModel):
+    """A claim that the study's file asks for, decided on this study; the names are those of the catalogue."""
 
     name: str
+    title: str
+    paper: str
     sentence: str
     published: str
     rule: str
@@ -133,7 +135,7 @@ class StudySummary(BaseModel):
     curves: list[Curve]
     guards: list[Guard]
     recommendation: Recommendation
-    claims: list[PaperClaim]
+    claims: list[Judgement] = []
     baselines: list[TextBaselines] = []
     failed: list[FailedTrial]
     trials: int
