@@ -56,7 +56,7 @@ class Options:
                     f"{name!r}, option {key}={quoted(value)} must be a finite number of at most {LARGEST:,}."
                 )
         try:
-            return _reader(cls).validate_json(json.dumps(given, default=str))  # strict, yet takes lists
+            return _reader(cls).validate_json(json.dumps(given, default=str))  # type: ignore[arg-type]  # strict, takes lists
         except ValidationError as error:
             first = error.errors()[0]
             reason = first.get("ctx", {}).get("error")

@@ -48,7 +48,7 @@ def results(mixer: Mixer, x: Tensor) -> dict[str, Tensor]:
     x = x.requires_grad_()
     held = {name: value.to(x) for name, value in shared(mixer.cpu()).items()}
     mixer.to(x.device)
-    y = mixer(x, Context.plain(x, shared=held))
+    y = mixer(x, Context.plain(x, parameters=held))
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     names, parameters = zip(*mixer.named_parameters(), strict=True)
     gradients = torch.autograd.grad(y, [x, *parameters], cotangent.to(y))

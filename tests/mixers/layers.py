@@ -79,7 +79,7 @@ def inputs(batch: int = 2, length: int = 19, hidden: int = HIDDEN, seed: int = 3
 
 def run(mixer: Mixer, x: Tensor, **context: Any) -> Tensor:
     """The layer on a whole batch, with its shared parameters."""
-    return mixer(x, Context.plain(x, shared=shared(mixer), **context))
+    return mixer(x, Context.plain(x, parameters=shared(mixer), **context))
 
 
 def plain_convolution(x: Tensor, weight: Tensor) -> Tensor:

@@ -129,10 +129,10 @@ def test_tables_are_computed_once_for_all_layers() -> None:
     context = Context.plain(x)
     first, second = make("attention", layer=0), make("attention", layer=2)
     first(x, context)
-    tables = dict(context.shared)
+    tables = dict(context.tables)
     second(x, context.for_layer(None))
     assert len(tables) == 1
-    assert context.shared == tables
+    assert context.tables == tables
 
 
 def test_effective_weights_are_the_softmax() -> None:

@@ -18,7 +18,7 @@ def test_split(name: str, pieces: list[int]) -> None:
     for part in x.split(pieces, dim=1):
         length = part.shape[1]
         positions = torch.arange(first, first + length).expand(2, -1)
-        parts.append(m(part, Context(positions, state=state, shared=shared(m))))
+        parts.append(m(part, Context(positions, state=state, parameters=shared(m))))
         first += length
     near(torch.cat(parts, dim=1), run(m, x))
 
@@ -35,7 +35,7 @@ def test_padding_in_two_calls(name: str) -> None:
         positions = (done[:, None] + torch.arange(width) - (width - lengths)[:, None]).clamp(min=0)
         for b in range(3):
             batch[b, width - lengths[b] :] = x[b, done[b] : done[b] + lengths[b]]
-        y = m(batch, Context(positions, padding=width - lengths, state=state, shared=shared(m)))
+        y = m(batch, Context(positions, padding=width - lengths, state=state, parameters=shared(m)))
         assert torch.isfinite(y).all()
         for b in range(3):
             near(y[b, width - lengths[b] :], alone[b][done[b] : done[b] + lengths[b]])
@@ -48,7 +48,7 @@ def test_packing(name: str) -> None:
     sizes = [6, 1, 2, 10]
     borders = torch.tensor([0, 6, 7, 9, 19])
     positions = torch.cat([torch.arange(size) for size in sizes])[None]
-    y = m(x, Context(positions, cu_seqlens=borders, shared=shared(m)))
+    y = m(x, Context(positions, cu_seqlens=borders, parameters=shared(m)))
     near(y, torch.cat([run(m, part) for part in x.split(sizes, dim=1)], dim=1))
 
 
@@ -57,7 +57,7 @@ def test_gradients_of_a_split_pass_are_those_of_one(name: str) -> None:
     m, x, state = case(name), inputs(batch=1, length=9).requires_grad_(True), case(name).new_state()
     (whole,) = torch.autograd.grad(run(m, x).sin().sum(), x)
     parts = [
-        m(part, Context(torch.arange(first, first + part.shape[1])[None], state=state, shared=shared(m)))
+        m(part, Context(torch.arange(first, first + part.shape[1])[None], state=state, parameters=shared(m)))
         for first, part in zip((0, 4), x.split([4, 5], dim=1), strict=True)
     ]
     (split,) = torch.autograd.grad(torch.cat(parts, dim=1).sin().sum(), x)
@@ -69,7 +69,7 @@ def test_gradients_of_a_split_pass_are_those_of_one(name: str) -> None:
 )
 def test_effective_weights_applied_to_the_values(name: str) -> None:
     m, x = case(name), inputs(length=11)
-    context = Context.plain(x, shared=shared(m))
+    context = Context.plain(x, parameters=shared(m))
     r = m.recurrence(x, context)
     weights = m.effective_weights(x, context)
     near(torch.einsum("bhts,bshv->bthv", weights, r.v), m.run(r, context))
@@ -95,10 +95,10 @@ def test_fixed_states_stay_fixed(name: str) -> None:
     sizes = []
     with torch.no_grad():
         for t in range(12):
-            m(x[:, t : t + 1], Context(torch.tensor([[t]]), state=state, shared=shared(m)))
+            m(x[:, t : t + 1], Context(torch.tensor([[t]]), state=state, parameters=shared(m)))
             sizes.append(state.bytes())
         x = inputs(batch=1, length=1000)
-        m(x, Context(torch.arange(12, 1012)[None], state=state, shared=shared(m)))
+        m(x, Context(torch.arange(12, 1012)[None], state=state, parameters=shared(m)))
         sizes.append(state.bytes())
     bounded = catalog.get(mixer).state == "constant" or "window" in options
     assert (len(set(sizes[4:])) == 1) is bounded

@@ -73,7 +73,7 @@ def test_bounds_never_fall_with_depth() -> None:
 def test_the_gate_never_falls_below_its_bound(layer: int) -> None:
     parameter = torch.randn(LAYERS, HIDDEN, dtype=torch.float64)
     logits = 30 * inputs()
-    context = Context.plain(logits, shared={"bounds": parameter})
+    context = Context.plain(logits, parameters={"bounds": parameter})
     gate = log_forget_gate(logits, context, "bounds", layer).exp()
     lowest = bound(parameter, layer)
     assert (gate >= lowest - 1e-12).all()
@@ -87,7 +87,7 @@ def test_saturated_bounds_have_finite_gradients(extreme: float) -> None:
     parameter[0] = extreme
     parameter.requires_grad_(True)
     logits = torch.linspace(-1e4, 1e4, HIDDEN).expand(1, 3, HIDDEN).clone().requires_grad_(True)
-    gate = log_forget_gate(logits, Context.plain(logits, shared={"bounds": parameter}), "bounds", 2)
+    gate = log_forget_gate(logits, Context.plain(logits, parameters={"bounds": parameter}), "bounds", 2)
     (gate.exp() + gate.clamp(min=-50)).sum().backward()
     for tensor in (gate, parameter.grad, logits.grad):
         assert torch.isfinite(tensor).all()
@@ -98,7 +98,7 @@ def test_gradient_reaches_every_row_of_the_parameter() -> None:
     m = make("hgrn", layer=1)
     parameter = shared(m)["hgrn_lower_bounds"].requires_grad_(True)
     x = inputs()
-    m(x, Context.plain(x, shared={"hgrn_lower_bounds": parameter})).sum().backward()
+    m(x, Context.plain(x, parameters={"hgrn_lower_bounds": parameter})).sum().backward()
     assert (parameter.grad.abs() > 0).all()
 
 
@@ -114,7 +114,7 @@ def test_a_layer_without_its_model_says_what_it_needs() -> None:
 def test_effective_weights_give_the_state() -> None:
     m = make("hgrn")
     x = inputs(length=9)
-    context = Context.plain(x, shared=shared(m))
+    context = Context.plain(x, parameters=shared(m))
     weights = m.effective_weights(x, context)
     h = torch.einsum("bdts,bsd->btd", weights, F.silu(x @ m.i_proj.weight.T))
     o = rms(h, m.g_norm.weight) * F.silu(x @ m.g_proj.weight.T)

@@ -49,7 +49,7 @@ def test_heads_and_convolution(options: dict[str, int]) -> None:
 def test_the_key_is_what_the_gate_forgets() -> None:
     m = make("hgrn2")
     x = inputs()
-    r = m.recurrence(x, Context.plain(x, shared=shared(m)))
+    r = m.recurrence(x, Context.plain(x, parameters=shared(m)))
     near(r.k + r.log_decay.exp(), torch.ones_like(r.k), 1e-15)
 
 

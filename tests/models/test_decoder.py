@@ -179,17 +179,25 @@ def test_phase_of_a_forward(build, tokens, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_auxiliary_losses_are_added(build, tokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids = build("attention"), tokens(1, 4)
+    model, ids = build("attention", "attention"), tokens(1, 4)
     plain = model(ids, labels=ids).loss
-    block = model.model.layers[0]
-    mix = block.attn.forward
+    for block in model.model.layers:
 
-    def with_loss(x, context):
-        context.losses["balance"] = torch.tensor(0.25)
-        return mix(x, context)
+        def with_loss(x, context, mix=block.attn.forward):
+            context.add_loss("balance", torch.tensor(0.25), weight=0.5)
+            context.add_loss("size", torch.tensor(3.0))
+            return mix(x, context)
 
-    monkeypatch.setattr(block.attn, "forward", with_loss)
-    torch.testing.assert_close(model(ids, labels=ids).loss, plain + 0.25)
+        monkeypatch.setattr(block.attn, "forward", with_loss)
+    evaluated = model(ids, labels=ids)
+    assert torch.equal(evaluated.loss, plain)
+    assert (evaluated.losses, evaluated.aux_loss) == (None, None)
+    trained = model.train()(ids, labels=ids)
+    torch.testing.assert_close(trained.loss, plain + 6.25)
+    assert {name: float(value) for name, value in trained.losses.items()} == {"balance": 0.5, "size": 6.0}
+    assert float(trained.aux_loss) == 6.25
+    accumulated = model(ids, labels=ids, num_items_in_batch=12)  # of which these are 3 targets
+    torch.testing.assert_close(accumulated.loss, (plain + 6.25) / 4)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from plait.errors import OptionError
+from plait.mixers import Context
 from plait.models.cache import CACHE_NAME
+from plait.mixers import Context
 from plait.models.padding import arrange
 
 CPU = torch.device("cpu")
@@ -137,6 +139,25 @@ def test_position_ids_of_padded_rows_are_accepted() -> None:
     assert layout.positions.tolist() == [[0, 0, 0, 1, 2]]
     shifted = arrange(1, 5, CPU, attention_mask=mask, position_ids=torch.tensor([[1, 1, 7, 8, 9]]))
     assert shifted.positions.tolist() == [[0, 0, 7, 8, 9]]
+    assert shifted.index.tolist() == layout.index.tolist() == [[0, 0, 0, 1, 2]]
+    assert layout.seen.tolist() == [0]
+
+
+def test_tokens_seen_are_real_ones() -> None:
+    later = arrange(2, 2, CPU, past_slots=5, past_padding=torch.tensor([0, 3]), position_ids=torch.tensor([[9, 10]] * 2))
+    assert later.seen.tolist() == [5, 2]
+    assert later.index.tolist() == [[5, 6], [2, 3]]
+    assert later.positions.tolist() == [[9, 10], [9, 10]]
+    context = Context(later.index, later.positions, torch.tensor([0, 1]), seen=later.seen).piece(1, 2)
+    assert context.seen.tolist() == [6, 2]
+    assert context.padding.tolist() == [0, 0]
+
+
+def test_offsets_of_the_caller_reach_no_mixer_that_counts_tokens(build, tokens) -> None:
+    """HypeNet's scale grows with the token's number; a caller who counts from 1000 changes nothing."""
+    model, ids = build("attention", mixers={"attention": {"rope_base": None, "logit_scaling": 4.0}}), tokens(2, 7)
+    shifted = torch.arange(1000, 1007)[None]
+    assert torch.equal(model(ids, position_ids=shifted).logits, model(ids).logits)
 
 
 MIXERS = ("attention", "gated_deltanet", "hgrn", "mla")

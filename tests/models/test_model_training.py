@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plait import catalog
 from plait.errors import CacheError, OptionError
-from plait.models import PlaitForCausalLM
+from plait.models import PlaitForCausalLM, count_pairs
 
 
 def loss_and_gradients(model, ids: torch.Tensor, **options) -> dict[str, torch.Tensor]:
@@ -47,7 +48,7 @@ def test_checkpointing_leaves_no_trace_of_the_second_run(build, tokens, monkeypa
 
     def counting(x, context):
         seen.append(context.update_running_state)
-        context.losses["balance"] = context.losses.get("balance", 0) + x.new_tensor(1.0)
+        context.add_loss("balance", x.new_tensor(1.0))
         return mix(x, context)
 
     monkeypatch.setattr(layer, "forward", counting)
@@ -61,17 +62,17 @@ def test_checkpointing_leaves_no_trace_of_the_second_run(build, tokens, monkeypa
 
 @pytest.mark.parametrize("way", ["once", "by the first layer"])
 def test_checkpointing_and_what_layers_hand_to_each_other(build, tokens, monkeypatch, way: str) -> None:
-    """A tensor with a graph in ``context.shared``, made by the layer that finds none or by one that always makes it."""
+    """A published tensor with a graph, made by the layer that finds none or by one that always makes it."""
     model, ids, seen = build("attention", "gated_deltanet", "attention").train(), tokens(2, 5), []
 
     def handing(layer):
         mix = layer.forward
 
         def forward(x, context):
-            if "first" not in context.shared if way == "once" else layer.layer == 0:
-                context.shared["first"] = torch.tanh(layer.o_proj(x)) * x
-            seen.append(context.shared["first"])
-            return mix(x, context) + context.shared["first"]
+            if not context.publishers("first") if way == "once" else layer.layer == 0:
+                context.publish(layer.layer, "first", torch.tanh(layer.o_proj(x)) * x)
+            seen.append(context.of(0, "first"))
+            return mix(x, context) + context.of(0, "first")
 
         return forward
 
@@ -90,11 +91,63 @@ def test_checkpointing_and_what_layers_hand_to_each_other(build, tokens, monkeyp
     loss.backward()
     assert all(torch.equal(p.grad, 2 * once[name]) for name, p in model.named_parameters())
     model.gradient_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(OptionError, match=r"the gradient of 'first' in context\.shared at layer"):
+    with pytest.raises(OptionError, match=r"the gradient of 'first', which layer 0 hands to later ones, at"):
         loss_and_gradients(model, ids)
     model.model.layers[0].gradient_checkpointing = False  # its tensor has a graph, which the next layer would cut off
-    with pytest.raises(OptionError, match=r"the gradient of 'first' in context\.shared at layer 1"):
+    with pytest.raises(OptionError, match=r"the gradient of 'first', which layer 0 hands to later ones, at layer 1"):
         loss_and_gradients(model, ids)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["by the block", "by a wrapper around the block"])
+def test_a_layer_that_computes_again_finds_what_it_found(build, tokens, monkeypatch, wrapped: bool) -> None:
+    """Every layer reads what the layer before it published and publishes a value of its own under the same name."""
+    model, ids = build("attention", "gated_deltanet", "attention").train(), tokens(2, 5)
+
+    def handing(layer):
+        mix = layer.forward
+
+        def forward(x, context):
+            found = [context.of(index, "value") for index in context.publishers("value")]
+            context.publish(layer.layer, "value", torch.tanh(layer.o_proj(x)) * x)
+            context.add_loss("square", x.square().mean(), 0.5)
+            return mix(x, context) + sum(found)
+
+        return forward
+
+    for block in model.model.layers:
+        monkeypatch.setattr(block.attn, "forward", handing(block.attn))
+    expected = loss_and_gradients(model, ids)
+    with count_pairs(model) as pairs:
+        if wrapped:
+            for index, block in enumerate(model.model.layers):
+                model.model.layers[index] = Wrapped(block)
+        else:
+            model.gradient_checkpointing_enable()
+        found = loss_and_gradients(model, ids)
+    found = {name.replace(".block.", "."): gradient for name, gradient in found.items()}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-12)
+    assert pairs == {0: 2 * 2 * 15, 2: 2 * 2 * 15}  # rows, heads, pairs: each once
+
+
+class Wrapped(torch.nn.Module):
+    """A block that somebody else checkpoints."""
+
+    def __init__(self, block) -> None:
+        super().__init__()
+        self.block = block
+        self.layer_type = block.layer_type
+        self.gradient_checkpointing = False
+
+    def forward(self, *arguments):
+        return checkpoint(self.block, *arguments, use_reentrant=False)
+
+
+def test_an_unpublished_value_is_an_error(build, tokens, monkeypatch) -> None:
+    model, ids = build("attention", "attention"), tokens(1, 3)
+    monkeypatch.setattr(model.model.layers[0].attn, "forward", lambda x, context: x + context.of(1, "gate"))
+    with pytest.raises(OptionError, match=r"Layer 1 has published no 'gate' in this pass, only \[\]"):
+        model(ids)
 
 
 def test_checkpointing_and_caches(build, tokens) -> None:

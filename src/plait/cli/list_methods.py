@@ -24,16 +24,16 @@ def command(
     if as_json:
         print_json([asdict(method) for method in methods])
         return
-    columns = {
+    columns: dict[str, list[str]] = {
         "name": [method.name for method in methods],
         "kind": [method.kind for method in methods],
         "title": [method.title for method in methods],
         "paper (arXiv)": [method.paper for method in methods],
-        "decoding state": [method.state for method in methods],
+        "decoding state": [str(method.state) for method in methods],
     }
     if kind is not None:
         columns |= {
-            "work": [method.work for method in methods],
+            "work": [str(method.work) for method in methods],
             "tags": [", ".join(method.tags) for method in methods],
         }
     shown = {header: cells for header, cells in columns.items() if any(cells)}

@@ -145,7 +145,7 @@ class Attention(ConvolvedMixer):
         if self.options.rope_base is not None:
             q, k = (self._rotate(y, context, self.options.rope_base) for y in (q, k))
         if self.options.logit_scaling is not None and not self.training:
-            q = scaled_queries(q, context.positions, self.options.logit_scaling)
+            q = scaled_queries(q, context.index, self.options.logit_scaling)
         return q, k, v
 
     def _rotate(self, x: Tensor, context: Context, base: float) -> Tensor:
@@ -206,17 +206,19 @@ class Attention(ConvolvedMixer):
         return softmax_weights(q, k, context.padding, context, self.options.window)
 
 
-def scaled_queries(q: Tensor, positions: Tensor, constant: float) -> Tensor:
-    """``q log(t + a) / log(a)`` for the position t of each query: a text longer than the training's has more keys to
-    tell apart, so its scores are drawn further apart (HypeNet, 2601.22156).
+def scaled_queries(q: Tensor, index: Tensor, constant: float) -> Tensor:
+    """``q log(t + a) / log(a)`` for each query's token number t in its document.
+
+    A text longer than the training's has more keys to tell apart, so its scores are drawn further apart (HypeNet,
+    2601.22156).
 
     Args:
         q: ``(B, T, H, D)``.
-        positions: ``(B, T)``, from 0 in each document.
+        index: ``(B, T)``, from 0 in each document.
         constant: a, above 1.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    factor = torch.log(positions.to(dtype) + constant) / math.log(constant)
+    factor = torch.log(index.to(dtype) + constant) / math.log(constant)
     return (q * factor[..., None, None]).to(q.dtype)
 
 

@@ -73,7 +73,7 @@ class Mixer(nn.Module, ABC):
     #: Whether it is softmax attention, whose weights ``output_attentions`` asks for: ``context.attentions``.
     has_weights: ClassVar[bool] = False
 
-    def __init__(self, dims: Dims, options: Options, layer: int) -> None:
+    def __init__(self, dims: Dims, options: Any, layer: int) -> None:
         super().__init__()
         self.dims = dims
         self.options = options
@@ -83,7 +83,7 @@ class Mixer(nn.Module, ABC):
     def shared_parameters(cls, dims: Dims, options: Any) -> dict[str, Tensor]:
         """Initial values of parameters that the model holds once for all layers of this mixer, by name.
 
-        The model registers them and passes them to every layer as ``context.shared[name]``.
+        The model registers them and passes them to every layer as ``context.parameters[name]``.
         """
         return {}
 
@@ -124,6 +124,6 @@ class Mixer(nn.Module, ABC):
 
         Args:
             x: ``(B, T, d)``.
-            context: what the layer is told, :meth:`Context.plain` if None; a mixer that reads ``context.shared``
+            context: what the layer is told, :meth:`Context.plain` if None; a mixer that reads ``context.parameters``
                 needs it.
         """

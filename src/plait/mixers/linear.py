@@ -218,7 +218,7 @@ class LinearMixer(RecurrentMixer):
         options: dict[str, Any] = {
             "state": self.carried(context),  # held by the cache alone, which gets the new one
             "cu_seqlens": context.cu_seqlens,
-            "overwrite_state": context.update_running_state,
+            "overwrite_state": context.overwrite_state,
         }
         if r.beta is None:
             o, state = linear_attention(r.q, k, v, log_decay, **options)

@@ -168,7 +168,7 @@ class Lizard(Mixer):
                 scale=1.0,
                 state=None if segment is None else segment.value,  # type: ignore[attr-defined]
                 cu_seqlens=context.cu_seqlens,
-                overwrite_state=context.update_running_state,
+                overwrite_state=context.overwrite_state,
             )
         if segment is not None:
             segment.value = state  # type: ignore[attr-defined]

@@ -36,7 +36,7 @@ def log_forget_gate(logits: Tensor, context: Context, key: str | None, layer: in
 
     Args:
         logits: ``(B, T, width)``.
-        context: holds the model's parameter in ``shared[key]``.
+        context: holds the model's parameter in ``parameters[key]``.
         key: name of the parameter, or None for gates without bounds.
         layer: index of the layer.
 
@@ -46,11 +46,11 @@ def log_forget_gate(logits: Tensor, context: Context, key: str | None, layer: in
     gate = F.logsigmoid(widen(logits))
     if key is None or layer == 0:
         return gate
-    if key not in context.shared:
+    if key not in context.parameters:
         raise OptionError(
-            f"Layer {layer} needs the model's parameter context.shared[{key!r}] for its lower bound, which only a "
+            f"Layer {layer} needs the model's parameter context.parameters[{key!r}] for its lower bound, which only a "
             "model holds; pass it (see the mixer's shared_parameters) or set the option use_lower_bound=False."
         )
     # computed anew in each layer: a graph shared by layers would break recomputation under checkpointing
-    log_lb, log_rest = log_bound(context.shared[key], layer)
+    log_lb, log_rest = log_bound(context.parameters[key], layer)
     return torch.logaddexp(log_lb, log_rest + gate)

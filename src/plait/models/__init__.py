@@ -6,6 +6,7 @@ from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.cost import LayerCost, count_parameters, layer_costs, plan_cost
 from plait.models.decoder import PlaitForCausalLM, PlaitModel
 from plait.models.loading import load, register
+from plait.models.pairs import count_pairs
 from plait.models.plan import full_layers, layer_plan
 from plait.models.step import DecodeStep
 
@@ -22,6 +23,7 @@ __all__ = [
     "PlaitForSequenceClassification",
     "PlaitForTokenClassification",
     "PlaitModel",
+    "count_pairs",
     "count_parameters",
     "full_layers",
     "layer_costs",

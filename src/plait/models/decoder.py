@@ -26,7 +26,7 @@ from plait.mixers.context import Context, Phase
 from plait.mixers.shard import SequenceShard
 from plait.models.cache import CACHE_NAME, PlaitCache, croppable
 from plait.models.configuration import LayerSpec, PlaitConfig
-from plait.models.loss import IGNORED, cross_entropy, fits, shifted
+from plait.models.loss import IGNORED, auxiliary_loss, cross_entropy, fits, shifted
 from plait.models.padding import Arrangement, arrange
 from plait.models.pretrained import PlaitPreTrainedModel, SharedParameters
 from plait.models.recomputation import reentrant, refuse_lost_gradients, refuse_lost_losses
@@ -54,14 +54,13 @@ class Block(GradientCheckpointingLayer):
 
     def forward(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
         """``x`` ``(B, T, d)``; ``shared`` are the model-level parameters of this layer's type."""
-        if context.before is not None:  # computed again for the backward pass: find what it found, leave no trace
-            context = replace(context, shared=dict(context.before), update_running_state=False, losses={}, pairs=None)
-            context.attentions = None if context.attentions is None else []
-        elif self.gradient_checkpointing and self.training:
-            context.before = dict(context.shared)
+        if context.before is not None:
+            context = context.again()
+        elif self.training:  # whoever checkpoints the block, this one or one that is wrapped around it
+            context.before = dict(context.published)
         y = self._compute(x, context, shared)
         if self.training and reentrant(self):
-            refuse_lost_gradients(context.shared, self.attn.layer)
+            refuse_lost_gradients(context.published, self.attn.layer)
         return y
 
     def _compute(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
@@ -73,8 +72,7 @@ class Block(GradientCheckpointingLayer):
 
     def mix(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
         """What the mixer makes of the block's input ``x`` ``(B, T, d)``."""
-        context.shared.update(shared)
-        return self.attn(x if self.post_norm else self.attn_norm(x), context)
+        return self.attn(x if self.post_norm else self.attn_norm(x), replace(context, parameters=shared))
 
 
 @dataclass
@@ -82,14 +80,29 @@ class PlaitModelOutput(BaseModelOutputWithPast):
     """Output of :class:`PlaitModel`.
 
     Args:
-        losses: auxiliary losses of the mixers by name.
+        losses: auxiliary losses of the mixers by name, in training.
+        weighted: the same, each times its weight.
         cu_seqlens: document borders that were found, or None.
         sequence: the ways to the processes that hold the rest of each row, or None.
     """
 
     losses: dict[str, Tensor] | None = None
+    weighted: dict[str, Tensor] | None = None
     cu_seqlens: Tensor | None = None
     sequence: SequenceShard | None = None
+
+
+@dataclass
+class PlaitCausalOutput(CausalLMOutputWithPast):
+    """Output of :class:`PlaitForCausalLM`: that of transformers, and what mixers add to the loss in training.
+
+    Args:
+        losses: auxiliary losses of the mixers by name, before their weights.
+        aux_loss: what they add to ``loss``: their weighted sum, scaled as the targets' loss is.
+    """
+
+    losses: dict[str, Tensor] | None = None
+    aux_loss: Tensor | None = None
 
 
 class PlaitModel(PlaitPreTrainedModel):
@@ -108,6 +121,8 @@ class PlaitModel(PlaitPreTrainedModel):
         tables = {name: SharedParameters(config, spec) for name, spec in {spec.name: spec for spec in specs}.items()}
         self.shared = nn.ModuleDict({name: table for name, table in tables.items() if table()})
         self.gradient_checkpointing = False
+        #: Where products of queries and keys are counted, see :func:`plait.models.count_pairs`.
+        self.pairs: dict[int, int] | None = None
         self._empty = [block.attn.new_state() for block in self.layers]  # type: ignore[operator, union-attr]
         self.post_init()
 
@@ -155,8 +170,17 @@ class PlaitModel(PlaitPreTrainedModel):
         )
         if cache is None and use_cache is None and layout.cu_seqlens is None:
             cache = self._default_cache()
-        context = Context(layout.positions, layout.padding, layout.cu_seqlens, sequence=shard)
-        context.phase = self._phase(cache, length)
+        context = Context(
+            layout.index,
+            layout.positions,
+            layout.padding,
+            layout.cu_seqlens,
+            layout.seen,
+            phase=self._phase(cache, length),
+            pairs=self.pairs,
+            sequence=shard,
+            update_running_state=self.training,
+        )
         x = layout.inward(x)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -185,6 +209,7 @@ class PlaitModel(PlaitPreTrainedModel):
             hidden_states=tuple(hidden_states) or None,
             attentions=weights,
             losses=context.losses or None,
+            weighted=context.weighted or None,
             cu_seqlens=layout.cu_seqlens,
             sequence=shard,
             **{CACHE_NAME: cache},  # type: ignore[arg-type]
@@ -330,7 +355,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         Returns:
             ``loss``, ``logits`` ``(B, T, vocab)`` or None, the cache, ``hidden_states``, ``attentions``: where wanted,
             ``(B, H, T, S)`` for each layer of softmax attention, over the S tokens that it holds; linear ones have no
-            entry.
+            entry. In training ``losses`` and ``aux_loss``, where mixers add to the loss.
 
         Raises:
             OptionError: arguments that do not fit together.
@@ -362,7 +387,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         if not (everything and with_loss and skip_logits):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden if everything else hidden[:, kept])
-        loss = None
+        loss = auxiliary = None
         if with_loss:
             targets = self._targets(labels, shift_labels, hidden, output.cu_seqlens)
             shard = output.sequence
@@ -380,10 +405,12 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
             )
             if shard is not None:
                 loss = sum_loss(shard, loss, output.losses)
-            for auxiliary in (output.losses or {}).values():
-                loss = loss + auxiliary
-        result = CausalLMOutputWithPast(
+            auxiliary = auxiliary_loss(output.weighted, targets, num_items_in_batch)
+            loss = loss if auxiliary is None else loss + auxiliary
+        result = PlaitCausalOutput(
             loss=loss,
+            losses=output.losses,
+            aux_loss=auxiliary,
             logits=logits,
             hidden_states=output.hidden_states,
             attentions=output.attentions,

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from plait.errors import OptionError
 from plait.models.configuration import PlaitConfig
 from plait.models.decoder import PlaitModel
-from plait.models.loss import IGNORED, cross_entropy
+from plait.models.loss import IGNORED, auxiliary_loss, cross_entropy
 from plait.models.pretrained import PlaitPreTrainedModel
 from plait.nn import RMSNorm
 
@@ -123,8 +123,8 @@ class AutoencoderForCompression(PlaitPreTrainedModel):
                 count=num_items_in_batch,
                 logits=logits,
             )
-            for auxiliary in (output.losses or {}).values():
-                loss = loss + auxiliary
+            auxiliary = auxiliary_loss(output.weighted, shift_labels, num_items_in_batch)
+            loss = loss if auxiliary is None else loss + auxiliary
         return CausalLMOutput(loss=loss, logits=logits)
 
 

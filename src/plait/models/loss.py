@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +77,22 @@ def cross_entropy(
     elif isinstance(count, Tensor):
         count = count.to(total.device)
     return total / count
+
+
+def auxiliary_loss(
+    weighted: Mapping[str, Tensor] | None, targets: Tensor, count: Tensor | int | None
+) -> Tensor | None:
+    """What mixers add to the loss of a call, scaled so that the calls of one accumulated batch add up to their mean.
+
+    Args:
+        weighted: losses times their weights, by name, or None.
+        targets: of this call; ``IGNORED`` is not counted.
+        count: targets of the whole accumulated batch; None where this call is all of it.
+    """
+    if not weighted:
+        return None
+    total = torch.stack([x.reshape(()) for x in weighted.values()]).sum()
+    return total if count is None else total * ((targets != IGNORED).sum() / count)
 
 
 def _sum(logits: Tensor, targets: Tensor) -> Tensor:

@@ -20,14 +20,18 @@ class Arrangement:
     """How the tokens of one call are laid out for the mixers.
 
     Args:
-        positions: ``(B, T)`` int64, position of each token in its own document, 0 at padding; ``(1, B T)`` when packed.
+        index: ``(B, T)`` int64, number of each token in its own document, 0 at padding; ``(1, B T)`` when packed.
+        positions: of the same shape, as the caller gave them, for rotary embeddings alone.
+        seen: ``(B,)`` int64, tokens of each row before this call.
         padding: ``(B,)`` int64, padding slots at the front of each row, or None.
         cu_seqlens: ``(N + 1,)`` int64, document borders, or None.
         order: ``(B, T)``, the user's slot of each arranged slot, or None when nothing moves.
         rows: rows of the user's batch when documents were flattened into one row, else None.
     """
 
+    index: Tensor
     positions: Tensor
+    seen: Tensor
     padding: Tensor | None = None
     cu_seqlens: Tensor | None = None
     order: Tensor | None = None
@@ -125,14 +129,13 @@ def arrange(
                 "pass use_cache=False, or one document per row."
             )
         return _packed(_rows(cu_seqlens, batch, length, device), batch, length, device)
-    start = past_slots if past_padding is None else past_slots - past_padding[:, None]
+    seen = torch.full((batch,), past_slots, device=device) - (0 if past_padding is None else past_padding)
     slots = torch.arange(length, device=device).expand(batch, length)
-    positions = slots + start
+    index = slots + seen[:, None]
     if padding is not None:
-        positions = (positions - padding[:, None]).masked_fill(slots < padding[:, None], 0)
-    if position_ids is not None:
-        positions = _given(position_ids, order, padding, positions)
-    return Arrangement(positions, padding, order=order)
+        index = (index - padding[:, None]).masked_fill(slots < padding[:, None], 0)
+    positions = index if position_ids is None else _given(position_ids, order, padding, index)
+    return Arrangement(index, positions, seen, padding, order=order)
 
 
 def _gather(x: Tensor, order: Tensor) -> Tensor:
@@ -293,7 +296,8 @@ def _rows(borders: Tensor | None, batch: int, length: int, device: torch.device)
 def _packed(borders: Tensor, batch: int, length: int, device: torch.device) -> Arrangement:
     slots = torch.arange(batch * length, device=device)
     starts = borders[torch.searchsorted(borders, slots, right=True) - 1]
-    return Arrangement((slots - starts)[None], cu_seqlens=borders, rows=batch)
+    index = (slots - starts)[None]
+    return Arrangement(index, index, index.new_zeros(1), cu_seqlens=borders, rows=batch)
 
 
 def _given(position_ids: Tensor, order: Tensor | None, padding: Tensor | None, expected: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,21 +19,21 @@ def reentrant(block: nn.Module) -> bool:
     return bool(block.gradient_checkpointing and getattr(function, "keywords", {}).get("use_reentrant"))
 
 
-def refuse_lost_gradients(shared: dict[str, Any], layer: int) -> None:
+def refuse_lost_gradients(published: Mapping[tuple[int, str], Any], layer: int) -> None:
     """A tensor that layers hand to each other comes from a reentrant block, or goes into one, without its graph.
 
     Args:
-        shared: what layers handed to each other up to the end of a reentrant block.
+        published: what layers had handed on by the end of a reentrant block, by layer and name.
         layer: that block's index.
 
     Raises:
         OptionError: an entry has a graph.
     """
-    for name, value in shared.items():
+    for (source, name), value in published.items():
         if any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(value)):
             raise OptionError(
-                f"Gradient checkpointing with use_reentrant=True loses the gradient of {name!r} in context.shared at "
-                f"layer {layer}, which layers hand to each other; {_FIX}"
+                f"Gradient checkpointing with use_reentrant=True loses the gradient of {name!r}, which layer {source} "
+                f"hands to later ones, at layer {layer}; {_FIX}"
             )
 
 

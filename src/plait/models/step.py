@@ -60,7 +60,7 @@ class DecodeStep(nn.Module):
         given = iter(states)
         for segment, field in _fields(layers):
             setattr(segment, field, next(given))
-        context = Context(position, phase="decode")
+        context = Context(position, seen=position[:, 0], phase="decode", update_running_state=False)
         x = decoder.embeddings(token)
         for block, state in zip(decoder.layers, layers, strict=True):
             x = block(x, context.for_layer(state), decoder.shared_by(block))

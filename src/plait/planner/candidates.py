@@ -213,7 +213,7 @@ def _config(shape: Shape, point: Point, full: list[int]) -> PlaitConfig:
     return PlaitConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
-        layer_types=[point.full if index in full else point.mixer for index in range(shape.layers)],
+        layer_types=[point.full or point.mixer if index in full else point.mixer for index in range(shape.layers)],
         mixers=options,
         hidden_ratio=shape.hidden_ratio(point.mixer),
     )

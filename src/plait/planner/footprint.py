@@ -167,7 +167,7 @@ def _block(config: PlaitConfig, spec: LayerSpec, setting: TrainingSetting) -> Fo
         context = Context.plain(x)
         with torch.no_grad(), _precision(setting):
             block._compute(x, context, shared)  # tables that all layers share, such as the rotary one, are made here
-        return _measure(block, lambda: block(x, context, shared), setting)
+        return _measure(block, lambda: block(x, context.for_layer(None), shared), setting)
 
 
 def _head(config: PlaitConfig, setting: TrainingSetting) -> Footprint:
