@@ -8,7 +8,6 @@ import torch
 from plait.errors import OptionError
 from plait.mixers import Context
 from plait.models.cache import CACHE_NAME
-from plait.mixers import Context
 from plait.models.padding import arrange
 
 CPU = torch.device("cpu")
@@ -144,7 +143,9 @@ def test_position_ids_of_padded_rows_are_accepted() -> None:
 
 
 def test_tokens_seen_are_real_ones() -> None:
-    later = arrange(2, 2, CPU, past_slots=5, past_padding=torch.tensor([0, 3]), position_ids=torch.tensor([[9, 10]] * 2))
+    later = arrange(
+        2, 2, CPU, past_slots=5, past_padding=torch.tensor([0, 3]), position_ids=torch.tensor([[9, 10]] * 2)
+    )
     assert later.seen.tolist() == [5, 2]
     assert later.index.tolist() == [[5, 6], [2, 3]]
     assert later.positions.tolist() == [[9, 10], [9, 10]]

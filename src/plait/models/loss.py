@@ -79,9 +79,7 @@ def cross_entropy(
     return total / count
 
 
-def auxiliary_loss(
-    weighted: Mapping[str, Tensor] | None, targets: Tensor, count: Tensor | int | None
-) -> Tensor | None:
+def auxiliary_loss(weighted: Mapping[str, Tensor] | None, targets: Tensor, count: Tensor | int | None) -> Tensor | None:
     """What mixers add to the loss of a call, scaled so that the calls of one accumulated batch add up to their mean.
 
     Args:
