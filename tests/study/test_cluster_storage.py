@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from plait.errors import OptionError, StudyError
+from plait.files.writing import write_json
 from plait.study.cluster_storage import Lease, Storage
+from plait.study.file import parse_study
+from plait.study.store import STUDY, Store
 
 TRIAL = "0123456789abcdef"
 
@@ -169,3 +172,24 @@ def test_a_place_that_cannot_serve_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="nosuch"):
         Storage("nosuch://study")
     assert Storage(str(tmp_path)).root == str(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"", b"[" * 100_000])
+def test_a_damaged_file_is_named_with_the_fix(tmp_path: Path, content: bytes) -> None:
+    storage = Storage(f"file://{tmp_path}")
+    folder = tmp_path / "trials" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_bytes(content)
+    with pytest.raises(StudyError, match=r"trials/abc/result\.json .*Delete its folder, and the trial runs again\."):
+        storage.result("abc")
+
+
+def test_what_a_machine_writes_of_a_study_is_its_record(tmp_path: Path) -> None:
+    """The record travels without its seal and is sealed again where it arrives."""
+    driver, machine = Store(tmp_path / "driver"), Store(tmp_path / "machine")
+    study = parse_study({"name": "s", "tracks": {"lm": {"kind": "lm"}}, "grid": {"mixers": ["gla"]}}, "s.yaml")
+    driver.write_study(study, "s.yaml", "plait study run s.yaml")
+    machine.folder.mkdir()
+    write_json(machine.folder / STUDY, driver.record(), sealed=True)
+    assert machine.record() == driver.record()
+    assert machine.read_study()[0] == study

@@ -15,7 +15,7 @@ from plait.drawing.lines import lines_svg
 from plait.errors import StudyError
 from plait.files import read_text
 from plait.files.locks import sole_writer
-from plait.files.writing import write_json
+from plait.files.writing import write_json, write_text
 
 EVIDENCE_FILE = "evidence.json"
 #: Evidence that is kept with the package: NAME.json.
@@ -78,8 +78,8 @@ def write_page(claim: Claim, evidence: Evidence, path: Path, figure: Path) -> No
         figure: of the SVG file.
     """
     figure.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_text(lines_svg(claim.figure(evidence.data)), encoding="utf-8")
-    path.write_text(page(claim, evidence, figure.relative_to(path.parent).as_posix()), encoding="utf-8")
+    write_text(figure, lines_svg(claim.figure(evidence.data)))
+    write_text(path, page(claim, evidence, figure.relative_to(path.parent).as_posix()))
 
 
 def read_evidence(path: Path) -> Evidence:

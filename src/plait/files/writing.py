@@ -32,9 +32,14 @@ def write_json(path: Path, content: Any, *, sealed: bool = False) -> None:
     """
     if sealed:
         content = {**content, SEAL: _hash_of(content)}
+    write_text(path, json.dumps(content, indent=2))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text so that ``path`` holds either its old content or all of the new one."""
     partial = path.with_name(f"{PARTIAL}-{path.name}-{os.getpid()}")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
+    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

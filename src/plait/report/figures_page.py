@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from plait.drawing.style import PALETTE
+from plait.files.writing import write_text
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
@@ -54,7 +55,7 @@ def write_figures_page(
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import yaml
 
 from plait.drawing.style import DASHES, SYMBOLS, Style, mixer_styles
+from plait.files.writing import write_text
 from plait.report import baselines, figures, labels
 from plait.report.chart import Chart
 from plait.report.metrics import metric_order, task_metrics
@@ -30,9 +29,9 @@ def write_report(summary: StudySummary, folder: Path) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "report.json", summary.model_dump_json(indent=2) + "\n")
-    _replace(folder / "report.csv", csv_text(summary))
-    _replace(folder / "report.html", render(summary))
+    write_text(folder / "report.json", summary.model_dump_json(indent=2) + "\n")
+    write_text(folder / "report.csv", csv_text(summary))
+    write_text(folder / "report.html", render(summary))
     return folder / "report.html"
 
 
@@ -166,16 +165,3 @@ def _seeds(summary: StudySummary) -> dict[str, list[int]]:
         for track, own in one.seeds.items():
             seeds.setdefault(track, set()).update(own)
     return {track: sorted(own) for track, own in seeds.items()}
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

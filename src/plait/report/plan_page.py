@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.drawing.style import SYMBOLS, Style, mixer_styles
+from plait.files.writing import write_text
 from plait.planner.candidates import Candidate
 from plait.planner.request import Plan
 from plait.report import labels
@@ -46,7 +47,7 @@ def write_page(plan: Plan, path: Path, command: str, everything: bool = False) -
         The path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(plan, command, everything), encoding="utf-8")
+    write_text(path, render(plan, command, everything))
     return path
 
 

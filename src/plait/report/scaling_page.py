@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from plait.drawing.style import DASHES, SYMBOLS, mixer_styles
-from plait.files.writing import write_json
+from plait.files.writing import write_json, write_text
 from plait.report import labels
 from plait.report.offline import fill
 from plait.report.scaling_charts import WORDS, law_chart
@@ -27,9 +27,7 @@ def write_page(summary: ScalingSummary, folder: Path) -> Path:
     """
     write_json(folder / "report.json", summary.model_dump(mode="json"))
     page = folder / "report.html"
-    partial = page.with_name(f".partial-{page.name}")
-    partial.write_text(render(summary), encoding="utf-8")
-    partial.replace(page)
+    write_text(page, render(summary))
     return page
 
 

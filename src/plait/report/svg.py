@@ -7,6 +7,7 @@ from pathlib import Path
 from plait.drawing.style import Style, mixer_styles
 from plait.drawing.svg_parts import LEFT, RIGHT, WIDTH, Scale, axes, document, footnote, heading, legend, marks, place
 from plait.errors import StudyError
+from plait.files.writing import write_text
 from plait.report import labels
 from plait.report.series import Series, group, is_transformer, with_metric
 from plait.study.summary import Configuration, StudySummary
@@ -25,7 +26,7 @@ def write_metric_svg(summary: StudySummary, path: Path, metric: str = "recall") 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(metric_svg(summary, metric), encoding="utf-8")
+    write_text(path, metric_svg(summary, metric))
     return path
 
 

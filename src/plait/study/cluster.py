@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ from typing import Any
 
 from plait.errors import BackendUnavailable, OptionError, StudyError
 from plait.extras import install_command
+from plait.files.writing import write_text
 from plait.provenance import versions
 from plait.runs import metrics
 from plait.study.cluster_needs import Machine, check_needs, fits_one_machine
@@ -25,7 +25,7 @@ from plait.study.cluster_node import Launch, Message, Order, check_machine, plac
 from plait.study.cluster_storage import Storage
 from plait.study.progress import StudyProgress
 from plait.study.runner import GRACE, Outcome, outcome, pending_trials
-from plait.study.store import STUDY, Store
+from plait.study.store import Store
 from plait.study.trials import Trial
 
 #: Seconds to reach an address, and for every machine to answer once.
@@ -154,7 +154,7 @@ class _Run:
         self.autoscaling = autoscaling
         self.free = asyncio.Semaphore(workers) if workers is not None else contextlib.nullcontext()
         self.name = uuid.uuid4().hex
-        self.study = json.loads((store.folder / STUDY).read_text(encoding="utf-8"))
+        self.study = store.record()
         self.running: dict[str, Trial] = {}
         self.messages: dict[Any, Any] = {}
 
@@ -298,7 +298,7 @@ class _Run:
                 message = await reference
                 self.running[trial.hash] = trial
                 if "metrics" in message:
-                    _write(self.store.path(trial) / metrics.FILE, message["metrics"])
+                    write_text(self.store.path(trial) / metrics.FILE, message["metrics"])
         except ray.exceptions.RayTaskError as error:
             raise _cause(error) from None
         except ray.exceptions.RayError as error:
@@ -389,8 +389,3 @@ def _line(error: BaseException) -> str:
     """The first sentence of an error; Ray goes on with pages of advice."""
     line = (str(error).strip().splitlines() or ["no message"])[0]
     return line.split(". ")[0].removesuffix(".") + "."
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")

@@ -69,7 +69,7 @@ class Order:
     Args:
         trial: hash of the trial.
         run: names the run of ``plait study run``.
-        study: content of ``study.json``.
+        study: record of the study, see :meth:`plait.study.store.Store.record`.
         folder: of the study, absolute; shared unless there is a storage.
         storage: URL, or None.
         cwd: where relative paths of the study start.
@@ -253,7 +253,7 @@ def _scratch_folder(order: Order) -> Iterator[Path]:
     _sweep(base)
     folder = Path(tempfile.mkdtemp(prefix="attempt-", dir=base))
     with FileLock(base / f"{folder.name}.lock"):
-        write_json(folder / STUDY, order.study)
+        write_json(folder / STUDY, order.study, sealed=True)
         (base / DATA_FOLDER).mkdir(exist_ok=True)
         (folder / DATA_FOLDER).symlink_to(base / DATA_FOLDER)
         try:

@@ -29,6 +29,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from plait.errors import OptionError, StudyError
+from plait.files import decode, parse_json
 from plait.files.writing import PARTIAL
 from plait.runs import metrics
 from plait.runs.checkpoint import checkpoints
@@ -151,14 +152,15 @@ class Storage:
 
     def read(self, trial: str, file: str) -> Any:
         """Content of a JSON file of a trial, None where there is none."""
+        where = f"{self.url}/trials/{trial}/{file}"
         try:
-            return json.loads(self.files.cat_file(self._path(f"{trial}/{file}")))
+            content = self.files.cat_file(self._path(f"{trial}/{file}"))
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise StudyError(
-                f"{self.url}: trials/{trial}/{file} is not valid JSON ({error}); delete its folder to run it again."
-            ) from None
+        try:
+            return parse_json(decode(content, Path(where), kind=StudyError), where, StudyError)
+        except StudyError as error:
+            raise StudyError(f"{error} Delete its folder, and the trial runs again.") from None
 
     def write(self, trial: str, file: str, content: Any) -> None:
         """Write JSON at once or not at all, which object stores do by themselves."""

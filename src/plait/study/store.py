@@ -49,13 +49,22 @@ class Store:
         Raises:
             StudyError: the folder holds no study.
         """
+        record = self.record()
+        return parse_study(record["study"], str(self.folder / STUDY)), record
+
+    def record(self) -> dict[str, Any]:
+        """What :meth:`write_study` wrote.
+
+        Raises:
+            StudyError: the folder holds no study.
+        """
         path = self.folder / STUDY
         if not path.is_file():
             raise StudyError(
                 f"{self.folder} holds no study ({STUDY} is missing); run 'plait study run FILE.yaml' first."
             )
-        record = _read(path)
-        return parse_study(record["study"], str(path)), record
+        content: dict[str, Any] = _read(path)
+        return content
 
     def trials(self) -> list[Trial]:
         """The trials of the recorded study."""
