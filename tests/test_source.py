@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import plait
+from plait import catalog
 
 ROOT = Path(plait.__file__).parent
 
@@ -121,3 +122,54 @@ path.open("wb")
     assert runs_strange_code(tree) == [2, 3, 5, 6]
     assert unpickles(tree) == [7, 9]
     assert leaves_encoding(tree) == [10, 11, 12]
+
+
+#: Files that list methods of the catalogue by name, and why.
+LISTS = {
+    "src/plait/benchmarks/ruler/scoring.py": "the thirteen tasks of RULER, whose mean is published",
+    "src/plait/claims/hybrid_study.py": "the mixers that the paper's sentences name",
+    "src/plait/claims/window_sinks.py": "two series of one experiment",
+    "src/plait/conversion/halo.py": "the mixers that the paper converts to",
+    "src/plait/evaluation/suites.py": "what a suite consists of",
+}
+#: Folders of formats of others, which know a fixed set of mixers.
+FORMATS = ("src/plait/catalog/", "src/plait/models/checkpoints/")
+
+
+def lists_methods(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Lines of literals with two or more names of one kind, and the kind."""
+    names = {kind: set(catalog.names(kind)) for kind in {method.kind for method in catalog.methods()}}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.List | ast.Tuple | ast.Set):
+            entries: list[ast.expr | None] = [*node.elts]
+        elif isinstance(node, ast.Dict):
+            entries = node.keys
+        else:
+            continue
+        words = {one.value for one in entries if isinstance(one, ast.Constant)}
+        yield from ((node.lineno, kind) for kind, known in names.items() if len(words & known) > 1)
+
+
+def test_methods_are_listed_in_the_catalogue_alone() -> None:
+    repository = ROOT.parent.parent
+    listed: dict[str, list[tuple[int, str]]] = {}
+    for folder in ("src", "docs", "tests/contracts"):
+        for path in sorted((repository / folder).rglob("*.py")):
+            place, tree = path.relative_to(repository).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+            found = [] if place.startswith(FORMATS) else sorted(set(lists_methods(tree)))
+            if found:
+                listed[place] = found
+    unexpected = {place: found for place, found in listed.items() if place not in LISTS}
+    assert not unexpected, "choose by tags (plait.catalog.names), or give the reason in LISTS"
+    assert set(LISTS) <= set(listed), "a reason that is not needed any more"
+
+
+def test_lists_of_methods_are_seen() -> None:
+    source = """
+MIXERS = ("gla", "retnet")
+ONE = ["gla", "another"]
+SIZES = {"gla": 1, "hgrn": 2}
+MIXED = {"gla", "mqar"}
+POLICIES = {"quest", "h2o"}
+"""
+    assert sorted(lists_methods(ast.parse(source))) == [(2, "mixer"), (4, "mixer"), (6, "policy")]

@@ -9,14 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracts.checks import CHECKS
+from contracts.checks import CHECKS, tiny_model
 from plait import catalog, nn
 from plait.mixers.context import Context
 
-Fault = Callable[[Tensor, Context], tuple[Tensor, Context]]
 MIXERS = catalog.names("mixer")
-GATED = ["retnet", "gla", "gated_deltanet", "hgrn"]
-CONVOLVED = ["deltanet", "gated_deltanet", "kda"]
+
+
+def having(part: type[torch.nn.Module]) -> list[str]:
+    """Mixers that have such a part by default."""
+    return [name for name in MIXERS if any(isinstance(one, part) for one in tiny_model(name).model.modules())]
+
+
+Fault = Callable[[Tensor, Context], tuple[Tensor, Context]]
+GATED = having(nn.GatedRMSNorm)
+CONVOLVED = having(nn.ShortConvolution)
 
 
 def wrap(
