@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from plait import catalog
+from plait.mixers import Dims
 from plait.models import PlaitCache, PlaitConfig, PlaitForCausalLM, plan_cost
 
 VOCABULARY = 61
@@ -49,8 +51,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def cases() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Every mixer of the catalogue at its defaults, and the variants."""
-    return {name: (name, {}) for name in catalog.names("mixer")} | VARIANTS
+    """Every mixer of the catalogue at its defaults, at its small settings where these differ, and the variants."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for method in catalog.methods("mixer"):
+        kind = method.load().Options
+        found[method.name] = (method.name, {})
+        small = kind.small(Dims(32, 2))
+        if small != kind():
+            found[f"{method.name}-small"] = (method.name, dataclasses.asdict(small))
+    return found | VARIANTS
+
+
+def small_case(mixer: str) -> str:
+    """The case at which the mixer's mechanism acts on few tokens."""
+    return f"{mixer}-small" if f"{mixer}-small" in cases() else mixer
 
 
 def tiny_model(case: str, *, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> PlaitForCausalLM:

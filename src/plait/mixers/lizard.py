@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,10 @@ class LizardOptions(Options):
         self.require(self.feature_dim % 2 == 0, "feature_dim", "has two halves and must be even")
         self.require(self.window >= 0, "window", "must be 0 or more")
         self.require(self.sinks >= 0, "sinks", "must be 0 or more")
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(window=8, feature_dim=8)
 
     def heads(self, dims: Dims) -> tuple[int, int, int]:
         """Query heads H, key-value heads N and head dim D in a model of these ``dims``.

@@ -8,7 +8,7 @@ A block's mean query includes queries after a row's own, so within one block lat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -41,6 +41,10 @@ class BlockSparseOptions(Options):
     def __post_init__(self) -> None:
         self.require_at_least(1, "block")
         self.require_at_least(3, "top")
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(block=8, top=3)
 
 
 class BlockSparse(Policy):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from plait.errors import OptionError
 from plait.mixers.state import LayerState
 from plait.options import Options
 from plait.policies.build import Spec, build
+from plait.policies.quest import QuestOptions
+from plait.policies.streaming import StreamingOptions
+from plait.policies.vertical_slash import VerticalSlashOptions
 from plait.runtime.call import Call, LayerInfo, ModelInfo
 from plait.runtime.policy import Policy
 
@@ -28,6 +31,11 @@ class PrefillDecodeOptions(Options):
     method: ClassVar[str] = "prefill_decode"
     prefill: Spec = "vertical_slash"
     decode: Spec = "quest"
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        prefill, decode = VerticalSlashOptions.small(), QuestOptions.small()
+        return cls({"name": prefill.method, **asdict(prefill)}, {"name": decode.method, **asdict(decode)})
 
 
 class PrefillDecode(Policy):
@@ -98,6 +106,11 @@ class PerLayerOptions(Options):
     method: ClassVar[str] = "per_layer"
     layers: dict[str, Spec] = field(default_factory=dict)
     otherwise: Spec = "dense"
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        window = StreamingOptions.small()
+        return cls(layers={"0": {"name": window.method, **asdict(window)}})
 
 
 class PerLayer(Policy):

@@ -7,7 +7,7 @@ heads. Each layer has two caches. The streaming heads' part is constant in the l
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -62,6 +62,10 @@ class DuoAttentionOptions(Options):
     def held(self) -> int:
         """Recent tokens that a streaming head keeps between calls."""
         return self.recent - 1 if self.window_includes_self else self.recent
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(heads="streaming", sparsity=None, sinks=2, recent=12, chunk=16)
 
 
 class DuoAttention(Policy):

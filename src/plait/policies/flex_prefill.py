@@ -8,7 +8,7 @@ Jensen-Shannon divergence of an estimated from a true distribution over blocks, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -47,6 +47,10 @@ class FlexPrefillOptions(Options):
             "least",
             f"must hold {self.sinks} sinks and {self.block} nearest diagonals; raise it",
         )
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(coverage=0.3, least=10, last_queries=16, sinks=2, block=8)
 
 
 class FlexPrefill(Policy):

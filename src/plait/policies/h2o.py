@@ -8,7 +8,7 @@ what the calls before it left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class H2OOptions(Options):
     def __post_init__(self) -> None:
         self.require_at_least(0, "heavy")
         self.require_at_least(1, "recent")
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(heavy=8, recent=8)
 
 
 class H2O(Policy):

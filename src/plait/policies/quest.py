@@ -8,7 +8,7 @@ the first two layers dense (``dense_layers=2``) and lets each query head choose 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class QuestOptions(Options):
             "budget",
             f"must be a multiple of the page's {self.page} tokens",
         )
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(page=4, budget=12)
 
 
 class Pages(Segment):

@@ -8,7 +8,7 @@ attention of the prompt's last token makes the first copy.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -53,6 +53,10 @@ class RecycledOptions(Options):
         self.require_at_least(1, "capacity", "check", "pool")
         self.require(self.stride is None or self.stride >= 1, "stride", "must be 1 or more")
         self.require(self.pool % 2 == 1, "pool", "must be odd")
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(capacity=12, stride=4)
 
 
 class LastFull(Segment):

@@ -10,7 +10,7 @@ all that is held is compressed again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class SnapKVOptions(Options):
         )
         forced = self.sinks + self.recent
         self.require(self.capacity >= forced, "capacity", f"must hold {forced} sinks and recent tokens; raise it")
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(capacity=16, last_queries=8, pool=3, sinks=2, recent=4)
 
 
 class SnapKV(Policy):

@@ -9,7 +9,7 @@ between calls.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class StreamingOptions(Options):
     def __post_init__(self) -> None:
         self.require_at_least(0, "sinks")
         self.require_at_least(1, "window")
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(sinks=2, window=14)
 
 
 class Streaming(Policy):

@@ -8,7 +8,7 @@ cut by its last query; in chunks, each chunk sees what the calls before it left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from plait.options import Options
 from plait.policies.importance import best, last_queries
@@ -30,6 +30,10 @@ class TovaOptions(Options):
 
     def __post_init__(self) -> None:
         self.require_at_least(1, "capacity")
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(capacity=16)
 
 
 class Tova(Policy):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -56,6 +56,10 @@ class VerticalSlashOptions(Options):
     def forced(self) -> int:
         """Nearest diagonals that are always taken."""
         return self.block if self.near is None else self.near
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(vertical=6, slash=10, last_queries=16, sinks=2, near=4, block=16)
 
 
 class VerticalSlash(Policy):
