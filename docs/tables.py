@@ -19,10 +19,12 @@ from plait.claims import kept_evidence, load_claim
 from plait.claims.page import claims_table
 from plait.claims.page import page as claim_page
 from plait.cli.app import COMMANDS
+from plait.cli.output import quantity, size
 from plait.drawing.lines import lines_svg
 from plait.evaluation.fixtures import SCORES_FILE
 from plait.evaluation.suites import SUITES
 from plait.fixtures import shipped
+from plait.mixers import Dims
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -138,6 +140,18 @@ def described_table(kind: str) -> str:
     return table([kind, "what it measures" if kind == "probe" else "what it does", "paper"], rows)
 
 
+def mixer_costs_table() -> str:
+    """Every mixer: what grows with the text, and what one layer costs at the width and length of the page."""
+    dims, length = Dims(hidden_size=2048), 4096
+    rows = []
+    for method in methods("mixer"):
+        kind = method.load()
+        cost = kind.cost(dims, length, kind.Options())
+        cells = [f"{quantity(cost.flops_decode)}FLOP", size(cost.state_bytes)]
+        rows.append([f"`{method.name}`", method.title, paper(method.paper), method.state, method.work, *cells])
+    return table(["mixer", "method", "paper", "state", "work", "one more token", "held"], rows)
+
+
 def families_table() -> str:
     """Tasks and benchmarks, one page of their documentation a line."""
     families: dict[str, list[Method]] = {}
@@ -234,6 +248,7 @@ def sections() -> dict[Path, dict[str, str]]:
     """Generated text by file and marker."""
     return {
         ROOT / "README.md": {"mixers": mixers_table(), "families": families_table()},
+        ROOT / "docs" / "mixers.md": {"mixers": mixer_costs_table()},
         ROOT / "docs" / "evaluation.md": {"tasks": measures_table("task"), "benchmarks": measures_table("benchmark")},
         ROOT / "docs" / "fixtures.md": {"scores": scores_table()},
         ROOT / "docs" / "policies.md": {"policies": policies_table()},
