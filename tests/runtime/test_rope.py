@@ -64,10 +64,10 @@ def test_hidden_states_reach_the_policy() -> None:
 
 
 def test_complex_rotations_are_refused() -> None:
-    from plait.runtime.rope import Rope
+    from plait.runtime.rope import TransformersRope
 
     table = torch.ones(1, 4, 4, dtype=torch.complex64)
-    rope = Rope(lambda q, k, c, s: (q, k), (table, table), None, None, "SomeAttention")
+    rope = TransformersRope(lambda q, k, c, s: (q, k), (table, table), None, None, "SomeAttention")
     with pytest.raises(OptionError, match="SomeAttention"):
         rope.unrotate(torch.ones(1, 2, 4, 8))
     with pytest.raises(OptionError, match="no rotary module"):

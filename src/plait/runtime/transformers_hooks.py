@@ -27,7 +27,7 @@ from plait.models.cache import CACHE_NAME
 from plait.runtime.attachment import Attachment, trial
 from plait.runtime.cache import PolicyCache
 from plait.runtime.call import Forward, LayerInfo, ModelInfo, Scoring
-from plait.runtime.rope import Rope
+from plait.runtime.rope import Rope, TransformersRope
 from plait.runtime.running import Running
 
 #: Name of the attention and mask functions in the registries of transformers.
@@ -98,6 +98,7 @@ class TransformersAttachment(Attachment):
         super().__init__(model)
         self.layers: dict[int, LayerInfo] = {}
         self.modules: dict[int, nn.Module] = {}
+        self.ropes: dict[int, Rope] = {}
         self._thread = threading.local()
         self._handles: list[RemovableHandle] = []
         self._restore: list[Callable[[], None]] = []
@@ -145,7 +146,8 @@ class TransformersAttachment(Attachment):
         for module in model.modules():
             if isinstance(module, PreTrainedModel) and module.config is self._config:
                 self._handles.append(module.register_forward_pre_hook(self._before_forward, with_kwargs=True))
-        for module in self.modules.values():
+        for index, module in self.modules.items():
+            self.ropes[index] = TransformersRope.of(module, model)
             self._handles.append(module.register_forward_pre_hook(self._before_attention, with_kwargs=True))
         self.guard_generation(self._restore)
 
@@ -274,7 +276,7 @@ class TransformersAttachment(Attachment):
             if kwargs.get(name) is not None:
                 raise OptionError(f"Packed documents ({name}) are not supported under a policy: pad the batch instead.")
         hidden, tables, cache = self._pass.inputs.pop(id(module), (None, None, None))
-        layer, rope = self.layers[module.layer_idx], Rope.of(module, tables, self.model)
+        layer, rope = self.layers[module.layer_idx], self.ropes[module.layer_idx].at(tables)
         if applied.tries and self._rotation is None:
             self._rotation = rope.refusal(query)
         o = applied.attend(
