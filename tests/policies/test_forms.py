@@ -187,8 +187,8 @@ def _cache_name() -> str:
 
 
 def test_renumbering_needs_positions_that_can_be_turned() -> None:
-    for family in ("plait", "gpt2"):
-        model = decoder(family, **({"n_embd": 32, "n_head": 4, "n_layer": 2} if family == "gpt2" else {}))
+    learned = decoder("gpt2", n_embd=32, n_head=4, n_layer=2)
+    for model in (learned, decoder("plait", rope_base=None)):
         with pytest.raises(OptionError, match="renumber=True"), plait.policy(model, "streaming", renumber=True):
             pass
         with pytest.raises(OptionError, match="similarity='raw'"), plait.policy(model, "recycled", similarity="raw"):

@@ -10,9 +10,22 @@ import torch
 import plait
 from plait.errors import OptionError
 from plait.policies import Call, Dense
-from policies.tiny_models import decoder, tokens
+from plait.runtime.rope import PlaitRope
+from policies.tiny_models import decoder, left_padded, tokens
 
-FAMILIES = ["llama", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "gpt_neox", "olmo2", "gpt_oss", "starcoder2"]
+FAMILIES = [
+    "plait",
+    "llama",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "mistral",
+    "phi3",
+    "gpt_neox",
+    "olmo2",
+    "gpt_oss",
+    "starcoder2",
+]
 
 
 class Listening(Dense):
@@ -39,6 +52,8 @@ def test_round_trip_and_other_positions(family: str) -> None:
         rope = call.rope
         assert rope is not None
         raw = rope.unrotate(call.k)
+        torch.testing.assert_close(call.raw()[1], raw)
+        torch.testing.assert_close(call.rotate(call.raw()[0], call.positions), call.q, rtol=1e-5, atol=2e-6)
         torch.testing.assert_close(rope.rotate(raw, call.positions), call.k, rtol=1e-5, atol=2e-6)
         torch.testing.assert_close(rope.unrotate(call.k, call.positions), raw, rtol=1e-5, atol=2e-6)
         # keys of the first layer depend on the position through the rotation alone
@@ -49,6 +64,8 @@ def test_round_trip_and_other_positions(family: str) -> None:
 
 def _norm(rope: Any) -> float:
     """The factor that YaRN puts on cosine and sine."""
+    if isinstance(rope, PlaitRope):
+        return 1.0
     return float((rope.tables[0][0, 0, 0].square() + rope.tables[1][0, 0, 0].square()).sqrt())
 
 
@@ -61,6 +78,30 @@ def test_hidden_states_reach_the_policy() -> None:
     assert call.hidden is not None
     k = model.model.layers[0].self_attn.k_proj(call.hidden).view(2, 7, 2, 8).transpose(1, 2)
     torch.testing.assert_close(call.rope.unrotate(call.k), k, rtol=1e-5, atol=2e-6)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0])
+def test_raw_keys_of_a_plait_layer_are_those_of_its_projection(factor: float) -> None:
+    """With padding, and with positions of the caller's own; only some channels are rotated."""
+    model: Any = decoder("plait", partial_rotary_factor=factor)
+    listening = Listening()
+    batch = left_padded([tokens(1, 5)[0], tokens(1, 7, seed=4)[0]])
+    with plait.policy(model, listening), torch.no_grad():
+        model(**batch)
+        model(batch["input_ids"][1:], position_ids=torch.arange(7)[None] + 5)
+    for call, real in ((listening.calls[0], [5, 7]), (listening.calls[2], [7])):
+        assert call.hidden is not None
+        k = model.model.layers[0].attn.k_proj(call.hidden).unflatten(-1, (2, 8)).transpose(1, 2)
+        for row, length in enumerate(real):
+            torch.testing.assert_close(call.raw()[1][row, :, :length], k[row, :, :length], rtol=1e-5, atol=2e-6)
+
+
+def test_a_layer_without_rotation_says_so() -> None:
+    listening = Listening()
+    with plait.policy(decoder("plait", rope_base=None), listening) as applied, torch.no_grad():
+        applied.model(tokens(1, 5))
+    with pytest.raises(OptionError, match="no rotary positions"):
+        listening.calls[0].raw()
 
 
 def test_complex_rotations_are_refused() -> None:

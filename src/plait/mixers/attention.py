@@ -16,10 +16,11 @@ from plait.mixers.base import Cost, Dims
 from plait.mixers.context import Context
 from plait.mixers.convolved import ConvolvedMixer
 from plait.mixers.linear import default_heads, split_heads
+from plait.mixers.softmax_mixer import Rotation, Scoring
 from plait.mixers.state import KeyValues, LayerState
 from plait.nn import RMSNorm
 from plait.ops import native, softmax
-from plait.ops.visibility import Causal
+from plait.ops.visibility import Causal, Visibility, Window
 from plait.options import Options
 
 #: Largest number of entries of one dense mask; above it, queries are processed in blocks.
@@ -155,8 +156,31 @@ class Attention(ConvolvedMixer):
             return context.rotate(x, base)
         return torch.cat([context.rotate(x[..., :rotated], base), x[..., rotated:]], dim=-1)
 
+    keys_in = "kv"
+
+    def head_sizes(self) -> tuple[int, int, int, int]:
+        """See :class:`~plait.mixers.softmax_mixer.SoftmaxMixer`, as of the four methods that follow."""
+        heads, kv_heads, size = self.sizes
+        return heads, kv_heads, size, size
+
+    def scoring(self) -> Scoring:
+        return Scoring(self.sizes[2] ** -0.5)
+
+    def visibility(self) -> Visibility:
+        return Causal() if self.options.window is None else Window(self.options.window)
+
+    def rotation(self) -> Rotation | None:
+        base = self.options.rope_base
+        return None if base is None else Rotation(base, 0, self.options.rotated(self.sizes[2]))
+
+    def finish(self, o: Tensor, x: Tensor, parts: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
+        o = o.flatten(2)
+        if self.options.output_gate:
+            o = o * torch.sigmoid(self.g_proj(x))
+        return self.o_proj(o)
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        q, k, v = self.queries_keys_values(x, context)
+        q, k, v = parts = self.queries_keys_values(x, context)
         start = context.padding
         if context.state is not None:
             if context.cu_seqlens is not None:
@@ -175,10 +199,7 @@ class Attention(ConvolvedMixer):
             o = attend(q, k, v, start, self.options.window)
         else:
             o = attend_documents(q, k, v, context.cu_seqlens, self.options.window)
-        o = o.flatten(2)
-        if self.options.output_gate:
-            o = o * torch.sigmoid(self.g_proj(x))
-        return self.o_proj(o)
+        return self.finish(o, x, parts, context)
 
     def new_state(self) -> LayerState:
         return LayerState({"kv": KeyValues(self.options.window), **self.tails()})

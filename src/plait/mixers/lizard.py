@@ -14,9 +14,11 @@ from plait.mixers.attention import query_blocks, visible, visible_pairs
 from plait.mixers.base import Cost, Dims, Mixer
 from plait.mixers.context import Context
 from plait.mixers.linear import default_heads, linear, repeat_heads, split_heads
+from plait.mixers.softmax_mixer import Rotation, Scoring
 from plait.mixers.state import KeyValues, LayerState, Recurrent
 from plait.nn import RMSNorm, widen
 from plait.ops import attention_piece, linear_attention
+from plait.ops.visibility import Visibility, Window
 from plait.options import Options
 
 #: Below it a denominator counts as empty; the features of a query and of all keys then have nothing in common.
@@ -136,14 +138,35 @@ class Lizard(Mixer):
             if self.options.sinks:
                 self.sink_logits.zero_()
 
+    keys_in = "kv"
+
+    def head_sizes(self) -> tuple[int, int, int, int]:
+        """See :class:`~plait.mixers.softmax_mixer.SoftmaxMixer`, as of the methods below: of the softmax branch."""
+        heads, kv_heads, size = self.sizes
+        return heads, kv_heads, size, size
+
+    def scoring(self) -> Scoring:
+        sinks = self.sink_logits.logsumexp(0).expand(self.sizes[0]) if self.options.sinks else None
+        return Scoring(self.sizes[2] ** -0.5, sink_logits=sinks)
+
+    def visibility(self) -> Visibility | None:
+        return Window(self.options.window) if self.options.window else None
+
+    def rotation(self) -> Rotation | None:
+        return None
+
+    def finish(self, o: Tensor, x: Tensor, parts: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
+        y = self._gated(*parts, self.log_gate(x), context) + self.alpha * o
+        return self.o_proj(y.to(parts[2].dtype).flatten(2))
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        q, k, v = self.queries_keys_values(x)
-        y = self._gated(q, k, v, self.log_gate(x), context)
+        q, k, v = parts = self.queries_keys_values(x, context)
         if self.options.window:
-            y = y + self.alpha * self._anchored(q, k, v, context)
+            return self.finish(self._anchored(q, k, v, context), x, parts, context)
+        y = self._gated(q, k, v, self.log_gate(x), context)
         return self.o_proj(y.to(v.dtype).flatten(2))
 
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``(B, T, H, D)``, keys and values ``(B, T, N, D)``, normed where the options say so."""
         q, k, v = (split_heads(y, self.sizes[2]) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
         return (self.q_norm(q), self.k_norm(k), v) if self.options.qk_norm else (q, k, v)
@@ -232,7 +255,7 @@ class Lizard(Mixer):
 
     def effective_weights(self, x: Tensor, context: Context | None = None) -> Tensor:
         context = replace(context or Context.plain(x), state=None)
-        q, k, _ = self.queries_keys_values(x)
+        q, k, _ = self.queries_keys_values(x, context)
         # with the value of token j a unit vector along j, the outputs are the rows of the matrix
         length = x.shape[1]
         unit = torch.eye(length, dtype=x.dtype, device=x.device)[None, :, None].expand(x.shape[0], -1, k.shape[2], -1)

@@ -13,8 +13,10 @@ from plait.mixers.attention import attend, attend_documents, count_pairs, softma
 from plait.mixers.base import Cost, Dims, Mixer
 from plait.mixers.context import Context
 from plait.mixers.linear import default_heads, linear, split_heads
+from plait.mixers.softmax_mixer import Rotation, Scoring
 from plait.mixers.state import KeyValues, LayerState
 from plait.nn import RMSNorm
+from plait.ops.visibility import Causal, Visibility
 from plait.options import Options
 
 
@@ -132,6 +134,32 @@ class MLA(Mixer):
 
     def _rotate(self, x: Tensor, context: Context) -> Tensor:
         return x if self.options.rope_base is None else context.rotate(x, self.options.rope_base)
+
+    keys_in = "latent"
+
+    def head_sizes(self) -> tuple[int, int, int, int]:
+        """See :class:`~plait.mixers.softmax_mixer.SoftmaxMixer`, as of the five methods that follow.
+
+        Policies keep the keys and values of every head, which are larger than the latent vectors.
+        """
+        H, K, R, V, _ = self.sizes
+        return H, H, K + R, V
+
+    def queries_keys_values(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        return self.queries(x, context), *self.keys_values(*self.latents(x, context))
+
+    def scoring(self) -> Scoring:
+        return Scoring((self.sizes.plain + self.sizes.rotated) ** -0.5)
+
+    def visibility(self) -> Visibility:
+        return Causal()
+
+    def rotation(self) -> Rotation | None:
+        base = self.options.rope_base
+        return None if base is None else Rotation(base, self.sizes.plain, self.sizes.rotated)
+
+    def finish(self, o: Tensor, x: Tensor, parts: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
+        return self.o_proj(o.flatten(2))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         q = self.queries(x, context)

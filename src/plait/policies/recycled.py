@@ -135,16 +135,13 @@ class Recycled(Policy):
         if self.options.stride is not None or last.step % every:
             return due
         assert last.query is not None
-        return (
-            F.cosine_similarity(self.compared(call, call.q), last.query, dim=-1).mean((1, 2)) <= self.options.threshold
-        )
+        return F.cosine_similarity(self.compared(call), last.query, dim=-1).mean((1, 2)) <= self.options.threshold
 
-    def compared(self, call: Call, q: Tensor) -> Tensor:
+    def compared(self, call: Call) -> Tensor:
         """Queries in the space in which they are compared."""
         if self.options.similarity == "rotated":
-            return q
-        assert call.rope is not None
-        return call.rope.unrotate(q)
+            return call.q
+        return call.raw()[0]
 
     def refresh(self, call: Call, small: Store, rows: Tensor | None = None) -> None:
         """Choose the small copy by the attention of each row's newest query; only in ``rows``, if given."""
@@ -153,7 +150,7 @@ class Recycled(Policy):
             call = call.rows(rows)
         keys = self.keys(call) if rows is None else self.keys(call).rows(rows)
         q, positions, real = last_queries(call, 1)
-        query = last_queries(replace(call, q=self.compared(call, call.q)), 1)[0]
+        query = last_queries(replace(call, q=self.compared(call)), 1)[0]
         last.query = query if rows is None or last.query is None else last.query.index_copy(0, rows, query)
         if small.size and not self.options.refresh and call.phase == "decode":
             return

@@ -73,12 +73,11 @@ class Streaming(Policy):
 
         Both products are one of twice the width, in which each key leaves one half empty.
         """
-        assert call.rope is not None
         held = self.options.sinks + self.options.window
         offsets = (held - 1 - call.positions).clamp(max=0)
         first = (keys.places() < self.options.sinks)[..., None]
         k = torch.cat([keys.keys.masked_fill(first, 0), keys.keys.masked_fill(~first, 0)], dim=-1)
-        q = torch.cat([call.q, call.rope.shift(call.q, offsets)], dim=-1)
+        q = torch.cat([call.q, call.shift(call.q, offsets)], dim=-1)
         meter = Meter()
         widened = replace(call, q=q, meter=meter)
         o = attend_band(widened, replace(keys, keys=k), window=self.options.window, sinks=self.options.sinks)

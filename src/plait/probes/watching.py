@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import OptionError
+from plait.ops.softmax import attention_weights
+from plait.ops.visibility import Causal, Window
 from plait.probes.contract import Probe
 from plait.runtime.applied import Applied
 from plait.runtime.call import Call
@@ -91,13 +93,7 @@ def logits(call: Call, keys: Keys, q: Tensor, positions: Tensor) -> Tensor:
     scores = products.to(torch.promote_types(products.dtype, torch.float32)) * call.scoring.scale
     if call.scoring.softcap is not None:
         scores = torch.tanh(scores / call.scoring.softcap) * call.scoring.softcap
-    places = keys.places()
-    places = places.expand(q.shape[0], keys.keys.shape[1], -1).repeat_interleave(group, dim=1)
-    queries = positions[:, None, :, None]
-    hidden = places[:, :, None] > queries
-    if call.layer.window is not None:
-        hidden = hidden | (places[:, :, None] <= queries - call.layer.window)
-    return scores.masked_fill(hidden, float("-inf"))
+    return scores.masked_fill(~_sight(call, keys, q, positions), float("-inf"))
 
 
 def weights(call: Call, keys: Keys, q: Tensor, positions: Tensor, real: Tensor | None = None) -> Tensor:
@@ -110,10 +106,22 @@ def weights(call: Call, keys: Keys, q: Tensor, positions: Tensor, real: Tensor |
     Returns:
         ``(B, H, W, S)``; rows sum to one, or to less where heads have a sink without a key.
     """
-    scores = logits(call, keys, q, positions)
-    sinks = call.scoring.sink_logits
-    if sinks is not None:
-        column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-        scores = torch.cat([scores, column], dim=-1)
-    shares = scores.softmax(-1)[..., : keys.size]
-    return shares if real is None else torch.where(real[:, None, :, None], shares, 0)
+    mask = _sight(call, keys, q, positions)
+    mask = mask if real is None else mask & real[:, None, :, None]
+    scoring = call.scoring
+    return attention_weights(
+        q.transpose(1, 2),
+        keys.keys.transpose(1, 2),
+        mask,
+        scale=scoring.scale,
+        softcap=scoring.softcap,
+        sink_logits=scoring.sink_logits,
+    )
+
+
+def _sight(call: Call, keys: Keys, q: Tensor, positions: Tensor) -> Tensor:
+    """Which keys the queries see, ``(B, H, W, S)`` bool."""
+    visibility = Causal() if call.layer.window is None else Window(call.layer.window)
+    seen = visibility.sees(positions[:, None, :, None], keys.places()[:, :, None])
+    kv_heads = keys.keys.shape[1]
+    return seen.expand(q.shape[0], kv_heads, -1, -1).repeat_interleave(q.shape[1] // kv_heads, dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plait.errors import OptionError
+from plait.mixers.softmax_mixer import Scoring
 from plait.mixers.state import LayerState
 from plait.runtime.meter import Count, Meter
 
@@ -69,26 +71,6 @@ class ModelInfo:
             raise OptionError(f"Policy {policy!r}, option {option} cannot serve this {self.name}: {self.rotation}")
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """How a product of a query with a key becomes a logit.
-
-    Args:
-        scale: factor.
-        softcap: logits become ``softcap * tanh(logit / softcap)``; None for no cap.
-        sink_logits: ``(H,)`` logit of a key without a value that every query of the head sees (gpt-oss), or None.
-    """
-
-    scale: float
-    softcap: float | None = None
-    sink_logits: Tensor | None = None
-
-    @property
-    def plain(self) -> bool:
-        """Whether a fused kernel computes it."""
-        return self.softcap is None and self.sink_logits is None
-
-
 @dataclass
 class Forward:
     """One forward pass: which tokens are real, and where they stand.
@@ -103,6 +85,7 @@ class Forward:
         order: ``(B, T)`` slot of the caller's token for each of ours; None when nothing moves.
         lengths: ``(B,)`` real tokens of this call in each row; None for all.
         shared: what layers of this pass hand to each other.
+        spans: named parts of the prompt, ``(B, 2)`` first position and last + 1 in each row.
     """
 
     phase: Phase
@@ -111,6 +94,36 @@ class Forward:
     order: Tensor | None = None
     lengths: Tensor | None = None
     shared: dict[str, Any] = field(default_factory=dict)
+    spans: dict[str, Tensor] = field(default_factory=dict)
+    _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def positions(self, new: int) -> Tensor:
+        """``(B, new)`` position of each new token among the real tokens of its row."""
+        return self._once(("positions", new), lambda: self.past[:, None] + torch.arange(new, device=self.past.device))
+
+    def last(self, new: int) -> int:
+        """Largest position of a new token in any row."""
+        return self._once(
+            ("last", new), lambda: int((self.past + (new if self.lengths is None else self.lengths)).max()) - 1
+        )
+
+    def dense_pairs(self, new: int, window: int | None) -> Tensor:
+        """Pairs of one query head under dense attention, over all rows."""
+
+        def count() -> Tensor:
+            seen = self.positions(new) + 1
+            seen = seen if window is None else seen.clamp(max=window)
+            if self.lengths is not None:
+                seen = seen * (torch.arange(new, device=seen.device) < self.lengths[:, None])
+            return seen.sum()
+
+        return self._once(("dense", new, window), count)
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What all layers of the pass would compute alike."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     @classmethod
     def begin(cls, length: int, seen: int, past: Tensor, same: bool, real: Tensor | None) -> Forward:
@@ -208,6 +221,54 @@ class Call:
         new = self.q.shape[2] if self.lengths is None else self.lengths
         return self.forward.past + new - 1
 
+    def raw(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the new tokens before the rotary embedding, ``(B, H, T, D)`` and ``(B, G, T, D)``.
+
+        Raises:
+            OptionError: the rotation cannot be undone (see :attr:`ModelInfo.rotation`).
+        """
+        return self._rope.unrotate(self.q), self._rope.unrotate(self.k)
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Raw queries or keys ``(B, heads, T, D)`` rotated to ``positions`` ``(B, T)``.
+
+        Raises:
+            OptionError: they cannot be.
+        """
+        return self._rope.rotate(x, positions)
+
+    def shift(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Queries or keys ``(B, heads, T, D)``, rotated already, by ``offsets`` ``(B, T)`` positions more.
+
+        Raises:
+            OptionError: they cannot be.
+        """
+        return self._rope.shift(x, offsets)
+
+    @property
+    def _rope(self) -> Rope:
+        if self.rope is None:
+            raise OptionError(f"Layer {self.layer.index} has no rotary positions, so there is nothing to rotate.")
+        return self.rope
+
+    def span(self, name: str) -> tuple[Tensor, Tensor]:
+        """Where a named part of the prompt stands (see :meth:`~plait.runtime.running.Running.mark`).
+
+        Returns:
+            ``(B,)`` first position in each row, and last + 1.
+
+        Raises:
+            OptionError: no part has this name.
+        """
+        spans = self.forward.spans
+        if name not in spans:
+            raise OptionError(
+                f"The prompt has no part named {name!r}, only {sorted(spans)}: name it with "
+                f"applied.mark({name}=(first, last))."
+            )
+        first, last = spans[name].unbind(1)
+        return first, last
+
     def count(self, **counts: Count) -> None:
         """Add to the meter (fields of :class:`~plait.runtime.meter.Work`)."""
         self.meter.add(self.layer.index, "decode" if self.phase == "decode" else "prefill", **counts)
@@ -247,6 +308,7 @@ class Call:
             past=self.forward.past[rows],
             order=None if self.forward.order is None else self.forward.order[rows],
             lengths=None if self.lengths is None else self.lengths[rows],
+            spans={name: span[rows] for name, span in self.forward.spans.items()},
         )
         q, k, v, positions = (x.index_select(0, rows) for x in (self.q, self.k, self.v, self.positions))
         hidden = None if self.hidden is None else self.hidden.index_select(0, rows)

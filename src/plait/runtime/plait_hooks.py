@@ -3,59 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from plait.errors import CacheError, OptionError
-from plait.mixers.attention import Attention
 from plait.mixers.context import Context
-from plait.mixers.state import KeyValues, LayerState, Segment
+from plait.mixers.softmax_mixer import SoftmaxMixer
+from plait.mixers.state import LayerState, Segment
+from plait.ops.visibility import Causal, Visibility, Window
 from plait.runtime.attachment import Attachment
-from plait.runtime.call import Forward, LayerInfo, ModelInfo, Scoring
+from plait.runtime.call import Forward, LayerInfo, ModelInfo
+from plait.runtime.rope import PlaitRope
 from plait.runtime.running import Running
 
-#: Why policies cannot turn positions here.
-NO_ROTATION = (
-    "plait's own layers do not say how they rotated queries and keys. Models of transformers do: 'plait export' makes "
-    "one of a model whose layers are all softmax attention."
-)
 
-
-class Seen(Segment):
-    """Tokens that a layer has seen under a policy.
+class Owned(Segment):
+    """Says whose a layer's memory is.
 
     Args:
-        owner: what applied the policy; a layer's memory belongs to it alone.
+        owner: what applied the policy; the memory belongs to it alone.
     """
 
-    fields = ("real",)
-    plain = ("owner", "slots")
+    plain = ("owner",)
     can_crop = True
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
-        #: ``(B,)`` real tokens of each row.
-        self.real: Tensor | None = None
-        #: Tokens of every row, padding included.
-        self.slots = 0
-
-    def bytes(self) -> int:
-        return 0
 
     def crop(self, tokens: int) -> None:
-        if self.real is not None:
-            self.real = self.real - tokens
-            self.slots -= tokens
-
-    def clear(self) -> None:
-        super().clear()
-        self.slots = 0
+        """Nothing to do: it holds no tokens."""
 
 
 class PlaitAttachment(Attachment):
@@ -69,6 +51,7 @@ class PlaitAttachment(Attachment):
         super().__init__(model)
         self._restore: list[Callable[[], None]] = []
         self._handle: RemovableHandle | None = None
+        self._thread = threading.local()
 
     @staticmethod
     def of(model: nn.Module) -> PlaitAttachment | None:
@@ -76,7 +59,8 @@ class PlaitAttachment(Attachment):
         return next((route.attachment for route in routes if isinstance(route, Route)), None)
 
     def attach(self) -> None:
-        modules = [m for m in self.model.modules() if isinstance(m, Attention) and type(m).forward is Attention.forward]
+        modules = {module: module.visibility() for module in self.model.modules() if isinstance(module, SoftmaxMixer)}
+        modules = {module: seen for module, seen in modules.items() if seen is not None}
         if not modules:
             raise OptionError(
                 f"This {type(self.model).__name__} has no softmax attention layer, so a policy has nothing to do: "
@@ -84,17 +68,19 @@ class PlaitAttachment(Attachment):
             )
         if any(module._compiled_call_impl is not None for module in self.model.modules()):
             raise OptionError("A compiled model goes on without the policy: load it anew and do not compile it.")
-        layers = []
-        for module in modules:
-            heads, kv_heads, size = module.sizes
-            layer = LayerInfo(module.layer, heads, kv_heads, size, size, module.options.window)
+        layers, ropes = [], []
+        for module, seen in modules.items():
+            layer, rope = LayerInfo(module.layer, *module.head_sizes(), _window(module, seen)), _rope(module)
             layers.append(layer)
+            ropes.append(rope)
             self._restore.append(partial(_put_back, module, module.__dict__.get("forward")))
-            module.forward = Route(self, module, layer, module.forward)  # type: ignore[method-assign]
+            module.forward = Route(self, module, layer, rope, module.forward)
         self._handle = self.model.register_forward_pre_hook(self._before_forward)
         self.guard_generation(self._restore)
         digest = hashlib.sha256(repr((type(self.model).__name__, layers)).encode()).hexdigest()[:16]
-        self.info = ModelInfo(type(self.model).__name__, tuple(layers), digest, NO_ROTATION)
+        unrotated = [layer.index for layer, rope in zip(layers, ropes, strict=True) if rope is None]
+        reason = f"its layers {unrotated} have no rotary positions" if unrotated else None
+        self.info = ModelInfo(type(self.model).__name__, tuple(layers), digest, reason)
 
     def detach(self) -> None:
         for undo in reversed(self._restore):
@@ -110,6 +96,15 @@ class PlaitAttachment(Attachment):
         else:
             applied.passes += 1
 
+    def forward_of(self, context: Context) -> Forward:
+        """Where the tokens of a pass stand; all layers of the pass share it."""
+        kept: tuple[object, Forward] | None = getattr(self._thread, "forward_pass", None)
+        if kept is None or kept[0] is not context.tables:  # which all layers of a pass share
+            length, past = context.index.shape[1], context.seen
+            forward = Forward.begin(length, int(past.max()), past, bool((past == past[0]).all()), context.real)
+            kept = self._thread.forward_pass = (context.tables, forward)
+        return kept[1]
+
 
 @dataclass(frozen=True)
 class Route:
@@ -119,19 +114,67 @@ class Route:
         attachment: knows the policies.
         module: the layer.
         layer: what policies are told of it.
+        rope: its rotary embedding, or None.
         without: the layer's own ``forward``.
     """
 
     attachment: PlaitAttachment
-    module: Attention
+    module: Any
     layer: LayerInfo
+    rope: PlaitRope | None
     without: Callable[[Tensor, Context], Tensor]
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         applied = self.attachment.current()
-        if applied is None:
-            return self.without(x, context)
-        return _attend(applied, self.module, self.layer, x, context)
+        return self.without(x, context) if applied is None else self.attend(applied, x, context)
+
+    def attend(self, applied: Running, x: Tensor, context: Context) -> Tensor:
+        """The layer with the policy in place of softmax."""
+        if context.cu_seqlens is not None:
+            raise OptionError("Packed documents are not supported under a policy: pad the batch instead.")
+        if context.sequence is not None:
+            raise OptionError("A policy does not run on a sequence that is spread over several processes.")
+        parts = self.module.queries_keys_values(x, context)
+        if context.state is not None:
+            self._take_over(applied, context.state)
+        index = self.layer.index
+        scored = applied.meter.pairs(index) if context.pairs is not None else 0
+        rope = self.rope
+        rope = rope if rope is None else rope.at(context.positions)
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        forward, scoring = self.attachment.forward_of(context), self.module.scoring()
+        o = applied.attend(self.layer, q, k, v, forward, scoring, context.state, x, rope)
+        if context.pairs is not None:
+            context.pairs[index] = context.pairs.get(index, 0) + applied.meter.pairs(index) - scored
+        return self.module.finish(o.transpose(1, 2), x, parts, context)
+
+    def _take_over(self, applied: Running, state: LayerState) -> None:
+        """At its first use the policy's memory takes the place of the layer's own keys."""
+        owned = state.segments.get("owned")
+        if owned is None:
+            if any(True for _ in state[self.module.keys_in].tensors()):
+                raise CacheError("This cache was filled without the policy: start with a new cache.")
+            del state.segments[self.module.keys_in]
+            state.segments.update(applied.new_state(self.layer).segments, owned=Owned(applied))
+        elif owned.owner is not applied:  # type: ignore[attr-defined]
+            raise CacheError("This cache belongs to another policy: start with a new cache.")
+
+
+def _window(module: SoftmaxMixer, seen: Visibility) -> int | None:
+    """Tokens that a layer itself lets a query see; None for all."""
+    if isinstance(seen, Window) and not seen.sinks:
+        return seen.window
+    if isinstance(seen, Causal):
+        return None
+    raise OptionError(
+        f"Layer {module.layer} ({type(module).__name__}) attends over {seen}: policies serve layers that see all "
+        "earlier tokens or the last ones."
+    )
+
+
+def _rope(module: SoftmaxMixer) -> PlaitRope | None:
+    turn = module.rotation()
+    return None if turn is None else PlaitRope(turn.base, turn.first, turn.width, type(module).__name__)
 
 
 def _put_back(module: nn.Module, forward: Any) -> None:
@@ -139,58 +182,3 @@ def _put_back(module: nn.Module, forward: Any) -> None:
     del module.forward
     if forward is not None:
         module.forward = forward  # type: ignore[method-assign]
-
-
-def _attend(applied: Running, module: Attention, layer: LayerInfo, x: Tensor, context: Context) -> Tensor:
-    """What :meth:`~plait.mixers.attention.Attention.forward` does, with the policy in place of softmax."""
-    if context.cu_seqlens is not None:
-        raise OptionError("Packed documents are not supported under a policy: pad the batch instead.")
-    if getattr(context, "sequence", None) is not None:
-        raise OptionError("A policy does not run on a sequence that is spread over several processes.")
-    q, k, v = module.queries_keys_values(x, context)
-    forward = _begin(applied, q, layer, context)
-    scored = applied.meter.pairs(layer.index) if context.pairs is not None else 0
-    o = applied.attend(
-        layer,
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        forward,
-        Scoring(q.shape[-1] ** -0.5),
-        context.state,
-        x,
-    )
-    if context.pairs is not None:
-        new = applied.meter.pairs(layer.index) - scored
-        context.pairs[layer.index] = context.pairs.get(layer.index, 0) + new
-    o = o.transpose(1, 2).flatten(2)
-    if module.options.output_gate:
-        o = o * torch.sigmoid(module.g_proj(x))
-    return module.o_proj(o)
-
-
-def _begin(applied: Running, q: Tensor, layer: LayerInfo, context: Context) -> Forward:
-    batch, length = q.shape[:2]
-    past, slots = torch.zeros(batch, dtype=torch.long, device=q.device), 0
-    real = context.real
-    if context.state is not None:
-        seen = _seen(applied, context.state, layer)
-        past, slots = (past if seen.real is None else seen.real), seen.slots
-        seen.real = past + (length if real is None else real.sum(1))
-        seen.slots += length
-    return Forward.begin(length, slots, past, bool((past == past[0]).all()), real)
-
-
-def _seen(applied: Running, state: LayerState, layer: LayerInfo) -> Seen:
-    """The counter of a layer; at its first use the policy's memory takes the place of the layer's own."""
-    seen = state.segments.get("seen")
-    if seen is None:
-        kv = state["kv"]
-        if not isinstance(kv, KeyValues) or kv.keys is not None:
-            raise CacheError("This cache was filled without the policy: start with a new cache.")
-        seen = Seen(applied)
-        state.segments.update(applied.new_state(layer).segments, seen=seen)
-    assert isinstance(seen, Seen)
-    if seen.owner is not applied:
-        raise CacheError("This cache belongs to another policy: start with a new cache.")
-    return seen

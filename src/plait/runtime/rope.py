@@ -161,29 +161,30 @@ class PlaitRope(Rope):
     """The rotary embedding of a layer of plait: some channels side by side, in half-split pairs.
 
     Args:
-        base: of the geometric series of frequencies; None for a layer without rotary positions.
+        base: of the geometric series of frequencies.
         first: channels of a head before those that are rotated.
         width: channels that are rotated, R.
         name: of the mixer's class, for messages.
-        tables: of a call's tokens, ``(B, T, R / 2)``.
+        tables: positions of a call's tokens, ``(B, T)``; the tables are made where they are needed.
     """
 
-    base: float | None
+    base: float
     first: int
     width: int
     name: str
     tables: Any = None
 
     def table(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        if self.base is None:
-            raise self._refusal("it has none")
         dtype = torch.promote_types(like.dtype, torch.float32)
         cosine, sine = rotary_table(positions, self.width, self.base, dtype)
         return cosine[:, :, 0], sine[:, :, 0]
 
     def unrotate(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        cosine, sine = self._real(self.tables) if positions is None else self.table(positions, x)
+        cosine, sine = self.table(self.tables if positions is None else positions, x)
         return self._rotated(x, cosine, -sine)
+
+    def _with_tables(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return self.at(change(self.tables[..., None])[..., 0])
 
     def _width(self, cosine: Tensor) -> int:
         return self.width

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from plait.errors import OptionError
 from plait.mixers.state import LayerState
 from plait.runtime.call import Call, Forward, LayerInfo, ModelInfo, Scoring
 from plait.runtime.dense import Dense
@@ -40,6 +42,7 @@ class Running:
         #: Whether the model is only being looked at.
         self.tries = False
         self._dense = Dense()
+        self._marked: dict[str, Tensor] = {}
 
     @property
     def applied(self) -> bool:
@@ -101,7 +104,7 @@ class Running:
         new = own_q.shape[2]
         if new == 0:  # padding only
             return v.new_zeros(*q.shape[:3], v.shape[-1])
-        positions = forward.past[:, None] + torch.arange(new, device=q.device)
+        forward.spans = self._spans_of(q.shape[0], q.device)
         if forward.order is not None:
             hidden = None if hidden is None else forward.inward(hidden[:, None])[:, 0]
             rope = None if rope is None else rope.arranged(forward.inward, q.shape[0])
@@ -111,7 +114,7 @@ class Running:
             q=own_q,
             k=own_k,
             v=own_v,
-            positions=positions,
+            positions=forward.positions(new),
             scoring=scoring,
             state=self.new_state(layer) if state is None else state,
             forward=forward,
@@ -126,18 +129,46 @@ class Running:
             self._count_bytes(call)
         return forward.outward(o, length)
 
+    def mark(self, **spans: Any) -> None:
+        """Name parts of the prompts to come, for policies that treat them apart, such as a question and its context.
+
+        Args:
+            spans: by name, ``(first, last)`` positions among a row's real tokens, ``last`` left out; a list of such
+                pairs where rows differ. They hold until they are named anew.
+
+        Raises:
+            OptionError: what is no such pair.
+        """
+        for name, span in spans.items():
+            pairs = torch.as_tensor(span)
+            if (
+                pairs.dim() not in (1, 2)
+                or pairs.shape[-1] != 2
+                or pairs.is_floating_point()
+                or bool((pairs < 0).any())
+            ):
+                raise OptionError(
+                    f"mark({name}={span!r}): give (first, last), or a list of such pairs, one for each row."
+                )
+            self._marked[name] = pairs.view(-1, 2).to(torch.int64)
+
+    def _spans_of(self, rows: int, device: torch.device) -> dict[str, Tensor]:
+        """The named parts for so many rows; beams of a row have the row's."""
+        spans = {}
+        for name, pairs in self._marked.items():
+            if rows % len(pairs):
+                raise OptionError(f"mark({name}=...) names a part in {len(pairs)} rows, and the batch has {rows}.")
+            spans[name] = pairs.to(device).repeat_interleave(rows // len(pairs), dim=0)
+        return spans
+
     def _count_dense(self, call: Call) -> None:
         """What dense attention would have scored."""
-        window = call.layer.window
-        seen = call.positions + 1
-        seen = seen if window is None else seen.clamp(max=window)
-        real = call.real
-        total = (seen if real is None else seen * real).sum()
-        call.count(dense_pairs=total * call.layer.query_heads)
+        pairs = call.forward.dense_pairs(call.q.shape[2], call.layer.window)
+        call.count(dense_pairs=pairs * call.layer.query_heads)
 
     def _count_bytes(self, call: Call) -> None:
         layer = call.layer
-        held = int(call.last_positions.max()) + 1
+        held = call.forward.last(call.q.shape[2]) + 1
         held = call.q.shape[0] * (held if layer.window is None else min(held, layer.window - 1))
         width = layer.kv_heads * (layer.key_dim + layer.value_dim) * call.k.element_size()
         self.meter.bytes_held[layer.index] = call.state.bytes()
