@@ -238,6 +238,40 @@ def test_initialisation(build) -> None:
     assert 0.04 < louder.lm_head.weight.std() < 0.06
 
 
+def spreads(**options) -> dict[str, float]:
+    torch.manual_seed(0)
+    mixers = {"hgrn2": {"use_short_conv": True}}
+    config = PlaitConfig(
+        vocab_size=512, hidden_size=100, intermediate_size=400, layer_types=["hgrn2"] * 8, mixers=mixers, **options
+    )
+    return {name: float(p.detach().std()) for name, p in PlaitForCausalLM(config).named_parameters() if p.dim() > 1}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_fan_in_starts_each_matrix_at_the_spread_of_its_inputs(tied) -> None:
+    measured = spreads(initialization="fan_in", tie_word_embeddings=tied)
+    layer = "model.layers.3."
+    assert measured["model.embeddings.weight"] == pytest.approx(0.1 if tied else 1.0, rel=0.05)
+    assert measured[layer + "attn.f_proj.weight"] == pytest.approx(0.1, rel=0.05)
+    assert measured[layer + "mlp.down_proj.weight"] == pytest.approx(0.05, rel=0.05)
+    assert measured[layer + "attn.q_conv1d.weight"] == pytest.approx(0.02, rel=0.15)
+    if not tied:
+        assert measured["lm_head.weight"] == pytest.approx(0.02, rel=0.05)
+
+
+def test_depth_scaled_shrinks_what_writes_into_the_residual_stream_alone() -> None:
+    plain, scaled = spreads(), spreads(initialization="depth_scaled")
+    for name in plain:
+        shrunk = name.endswith(("o_proj.weight", "down_proj.weight"))
+        expected = plain[name] / 4 if shrunk else plain[name]
+        assert scaled[name] == pytest.approx(expected, rel=0.15), name
+
+
+def test_an_unknown_initialization_is_named() -> None:
+    with pytest.raises(OptionError, match="initialization='fan-in'.*fan_in"):
+        PlaitConfig(initialization="fan-in")
+
+
 def test_deepcopy_is_independent(build, tokens) -> None:
     model, ids = build("hgrn2", "attention"), tokens(1, 5)
     twin = copy.deepcopy(model)

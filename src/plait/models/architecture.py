@@ -46,6 +46,7 @@ def build_model_config(
         intermediate_size=model.intermediate_size,
         hidden_ratio=model.hidden_ratio,
         tie_word_embeddings=model.tie_word_embeddings,
+        initialization=model.initialization or "plain",
         initializer_range=model.initializer_range,
         embedding_range=model.embedding_range,
         max_position_embeddings=length or config.data.length,

@@ -43,6 +43,9 @@ PLAN_KEY = "layer_plan"
 #: Sizes of softmax attention that tools look for under the names of transformers; they follow from ``mixers``.
 ATTENTION_SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim")
 
+#: Values of ``initialization``.
+INITIALIZATIONS = ("plain", "depth_scaled", "fan_in")
+
 #: Largest values; no model has more, and building one would take all memory before anything could be said.
 _LARGEST = {
     "vocab_size": 2**28,
@@ -106,8 +109,14 @@ class PlaitConfig(PreTrainedConfig):
         post_norm: names in ``layer_types`` whose blocks norm the outputs of mixer and feed-forward, before they are
             added, in place of the inputs (OLMo 2, 2501.00656, section 3.2); None: no block does.
         tie_word_embeddings: share the embedding with the output head.
+        initialization: how matrices start. ``plain``: N(0, initializer_range), as published; ``depth_scaled``: the same,
+            with the projections that write into the residual stream, ``o_proj`` and ``down_proj``, divided by
+            sqrt(2 layers) (GPT-2, and flash-linear-attention while it trained the models of 2507.06457); ``fan_in``:
+            N(0, 1 / inputs) and embeddings of spread 1, so that activations have the same size at any width (LeCun et
+            al. 1998, section 4.6). Convolutions and the output head keep ``initializer_range`` always.
         initializer_range: standard deviation of the initial weights.
-        embedding_range: that of the embedding; None: ``initializer_range``, as published. Mixers without an output gate
+        embedding_range: that of the embedding; None: ``initializer_range``, as published, and with ``fan_in`` 1, or
+            hidden_size ** -0.5 where the output head shares it. Mixers without an output gate
             (DeltaNet, HGRN2) write rows of length one from the start, beside which an embedding of 0.02 is drowned.
         classifier_dropout: dropout before the head that classifies tokens.
         use_cache: return a cache from forward passes outside training.
@@ -135,6 +144,7 @@ class PlaitConfig(PreTrainedConfig):
     norm_eps: float = 1e-6
     post_norm: list[str] | None = None
     tie_word_embeddings: bool = False
+    initialization: str = "plain"
     initializer_range: float = 0.02
     embedding_range: float | None = None
     classifier_dropout: float = 0.1
@@ -186,6 +196,11 @@ class PlaitConfig(PreTrainedConfig):
             _positive(name, getattr(self, name), (int, float))
         if self.intermediate_size is not None:
             _positive("intermediate_size", self.intermediate_size, int, 2**24)
+        if self.initialization not in INITIALIZATIONS:
+            raise OptionError(
+                f"initialization={quoted(self.initialization)} is not one of {', '.join(INITIALIZATIONS)}."
+                f"{nearest(str(self.initialization), INITIALIZATIONS)}"
+            )
         if self.embedding_range is not None:
             _positive("embedding_range", self.embedding_range, (int, float))
         self.validate_layer_type()

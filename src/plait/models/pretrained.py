@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -53,9 +53,9 @@ class PlaitPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, nn.Embedding):
-            init.normal_(module.weight, 0.0, self.config.embedding_range or std)
+            init.normal_(module.weight, 0.0, self._embedding_spread())
         elif isinstance(module, (nn.Linear, nn.Conv1d)):
-            init.normal_(module.weight, 0.0, std)
+            init.normal_(module.weight, 0.0, self._spread(module))
             bias = getattr(module, "bias", None)
             if bias is not None:
                 init.zeros_(bias)
@@ -70,6 +70,29 @@ class PlaitPreTrainedModel(PreTrainedModel):
             with torch.no_grad():  # a mixer does not know which of its tensors came from a file
                 for name, value in loaded.items():
                     own[name].copy_(value)
+
+    def _embedding_spread(self) -> float:
+        config = self.config
+        if config.embedding_range is not None:
+            return config.embedding_range
+        if config.initialization == "fan_in":
+            return config.hidden_size**-0.5 if config.tie_word_embeddings else 1.0
+        return config.initializer_range
+
+    def _spread(self, module: nn.Linear | nn.Conv1d) -> float:
+        """Standard deviation of a module's initial weights (``PlaitConfig.initialization``)."""
+        config = self.config
+        if isinstance(module, nn.Conv1d) or module is self.get_output_embeddings():
+            return config.initializer_range
+        if config.initialization == "fan_in":
+            return module.in_features**-0.5
+        if config.initialization == "depth_scaled" and module in self._residual_projections:
+            return config.initializer_range * (2 * len(config.layers())) ** -0.5
+        return config.initializer_range
+
+    @cached_property
+    def _residual_projections(self) -> set[nn.Module]:
+        return {module for name, module in self.named_modules() if name.endswith((".attn.o_proj", ".mlp.down_proj"))}
 
     def _set_gradient_checkpointing(
         self,

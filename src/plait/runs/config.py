@@ -44,8 +44,9 @@ class ModelSection(Strict):
         intermediate_size: width of the feed-forward; None derives it from hidden_ratio.
         hidden_ratio: feed-forward width over hidden_size before the 2/3 of SwiGLU.
         tie_word_embeddings: share the embedding with the output head.
+        initialization: ``plain``, ``depth_scaled`` or ``fan_in`` (see ``PlaitConfig``); None: plain.
         initializer_range: standard deviation of the initial weights.
-        embedding_range: that of the embedding; None: initializer_range.
+        embedding_range: that of the embedding; None: what ``initialization`` gives it.
     """
 
     hidden_size: Width = 128
@@ -58,6 +59,7 @@ class ModelSection(Strict):
     intermediate_size: Width | None = None
     hidden_ratio: Annotated[int | float, Field(gt=0, le=1024)] = 4  # an int stays one: it is part of a trial's name
     tie_word_embeddings: bool = False
+    initialization: Literal["plain", "depth_scaled", "fan_in"] | None = None
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     embedding_range: Annotated[float, Field(gt=0)] | None = None
 
