@@ -268,7 +268,7 @@ def test_depth_scaled_shrinks_what_writes_into_the_residual_stream_alone() -> No
 
 
 def test_an_unknown_initialization_is_named() -> None:
-    with pytest.raises(OptionError, match="initialization='fan-in'.*fan_in"):
+    with pytest.raises(OptionError, match=r"initialization='fan-in'.*fan_in"):
         PlaitConfig(initialization="fan-in")
 
 

@@ -109,7 +109,7 @@ class PlaitConfig(PreTrainedConfig):
         post_norm: names in ``layer_types`` whose blocks norm the outputs of mixer and feed-forward, before they are
             added, in place of the inputs (OLMo 2, 2501.00656, section 3.2); None: no block does.
         tie_word_embeddings: share the embedding with the output head.
-        initialization: how matrices start. ``plain``: N(0, initializer_range), as published; ``depth_scaled``: the same,
+        initialization: how matrices start. ``plain``: N(0, initializer_range), as published; ``depth_scaled``: so,
             with the projections that write into the residual stream, ``o_proj`` and ``down_proj``, divided by
             sqrt(2 layers) (GPT-2, and flash-linear-attention while it trained the models of 2507.06457); ``fan_in``:
             N(0, 1 / inputs) and embeddings of spread 1, so that activations have the same size at any width (LeCun et
