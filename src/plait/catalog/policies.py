@@ -73,5 +73,22 @@ POLICIES = [
         "",
         combines=True,
     ),
+    Method(
+        "head_budgets",
+        "policy",
+        "plait.policies.budgets:HeadBudgets",
+        "Heads that share a budget",
+        "2407.11550",
+        combines=True,
+    ),
+    Method(
+        "layer_budgets",
+        "policy",
+        "plait.policies.budgets:LayerBudgets",
+        "A budget for each layer",
+        "2406.02069",
+        combines=True,
+    ),
+    Method("chunked", "policy", "plait.policies.chunked:Chunked", "Prompts in chunks", "", combines=True),
     Method("per_layer", "policy", "plait.policies.combined:PerLayer", "One for each layer", "", combines=True),
 ]

@@ -17,11 +17,13 @@ from plait.policies.build import build, names
 from plait.policies.duo_data import CalibrationRow, passkey_rows, task_rows
 from plait.policies.duo_optimise import FindHeadsOptions, find_heads
 from plait.policies.head_table import HeadTable
+from plait.policies.scored import ScoredOptions, ScoredPolicy
 from plait.runtime.applied import Applied
 from plait.runtime.call import Call, LayerInfo, ModelInfo
 from plait.runtime.dense import Dense
 from plait.runtime.meter import Report, Work
 from plait.runtime.policy import Policy
+from plait.runtime.store import Keys
 
 
 def policy(model: nn.Module, policy: str | Mapping[str, Any] | Policy, **options: Any) -> Applied:
@@ -65,10 +67,13 @@ __all__ = [
     "Dense",
     "FindHeadsOptions",
     "HeadTable",
+    "Keys",
     "LayerInfo",
     "ModelInfo",
     "Policy",
     "Report",
+    "ScoredOptions",
+    "ScoredPolicy",
     "Work",
     "build",
     "find_heads",

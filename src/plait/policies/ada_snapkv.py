@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from plait.policies.importance import best, over_group
+from plait.policies.scored import share_among_heads
 from plait.policies.snapkv import SnapKV, SnapKVOptions
-from plait.runtime.store import Keys, first_true
+from plait.runtime.store import Keys
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,7 @@ class AdaSnapKV(SnapKV):
     def select(self, scores: Tensor, keys: Keys) -> tuple[Tensor, Tensor | None]:
         if self.options.floor == "blended":
             return self._blended(scores)
-        batch, heads, size = scores.shape
-        real = (scores > float("-inf")).sum(-1)
-        capacity, least = (real.clamp(max=n)[:, :1] for n in (self.options.capacity, self.options.minimum))
-        rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        first = rank < least[..., None]
-        rest = scores.masked_fill(first, float("-inf")).flatten(1)
-        rank = rest.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        rest_wanted = (rank < heads * (capacity - least)) & (rest > float("-inf"))
-        return first_true(first | rest_wanted.view(batch, heads, size), size)
+        return share_among_heads(scores, self.options.capacity, self.options.minimum)
 
     def _blended(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         heads = scores.shape[1]

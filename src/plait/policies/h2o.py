@@ -7,7 +7,7 @@ what the calls before it left.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from plait.mixers.state import LayerState
 from plait.options import Options
-from plait.policies.importance import best, over_group
+from plait.policies.importance import over_group
+from plait.policies.scored import ScoredPolicy
 from plait.runtime.call import Call, LayerInfo
-from plait.runtime.policy import Policy
 from plait.runtime.products import attend_band, attend_with_sums, probabilities
-from plait.runtime.store import Store
+from plait.runtime.store import Keys, Store
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,30 @@ class H2OOptions(Options):
     def small(cls, dims: Any = None) -> Self:
         return cls(heavy=8, recent=8)
 
+    def resized(self, capacity: int) -> Self:
+        """See :meth:`~plait.policies.scored.ScoredOptions.resized`: both parts grow or shrink alike."""
+        recent = max(1, round(self.recent * capacity / (self.heavy + self.recent)))
+        return replace(self, heavy=max(0, capacity - recent), recent=recent)
 
-class H2O(Policy):
+
+class H2O(ScoredPolicy):
     """``score_j = sum_i a_ij``; the ``heavy`` best of what is not recent stay, by kv head."""
 
     Options = H2OOptions
     options: H2OOptions
-    reduces = ("decode",)
 
     @classmethod
     def with_budget(cls, budget: int, length: int) -> dict[str, Any]:
         budget = min(budget, length)
         return {"heavy": budget // 2, "recent": max(1, budget - budget // 2)}
+
+    @property
+    def always(self) -> tuple[int, int]:
+        return 0, self.options.recent
+
+    @property
+    def capacity(self) -> int:
+        return self.options.heavy + self.options.recent
 
     def new_state(self, layer: LayerInfo) -> LayerState:
         return LayerState({"kv": Store(extras=("score",))})
@@ -75,12 +87,6 @@ class H2O(Policy):
 
     decode = prefill
 
-    def trim(self, call: Call) -> None:
+    def score(self, call: Call, keys: Keys) -> Tensor:
         store: Any = self.store(call)
-        keys = store.view()
-        budget = self.options.heavy + self.options.recent
-        if keys.size > budget:
-            slots = torch.arange(keys.size, device=call.q.device)
-            held = keys.size if keys.lengths is None else keys.lengths[..., None]
-            score = store.score.masked_fill(slots >= held - self.options.recent, float("inf"))
-            store.keep(*best(score.masked_fill(slots >= held, float("-inf")), budget))
+        return store.score

@@ -9,7 +9,7 @@ all that is held is compressed again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from plait.mixers.state import LayerState
 from plait.options import Options
-from plait.policies.importance import best, keep_last_queries, over_group, pooled
+from plait.policies.importance import keep_last_queries, over_group, pooled
+from plait.policies.scored import ScoredPolicy
 from plait.runtime.call import Call, LayerInfo
-from plait.runtime.policy import Policy
 from plait.runtime.products import probabilities
 from plait.runtime.store import Keys, Store
 
@@ -65,13 +65,17 @@ class SnapKVOptions(Options):
     def small(cls, dims: Any = None) -> Self:
         return cls(capacity=16, last_queries=8, pool=3, sinks=2, recent=4)
 
+    def resized(self, capacity: int) -> Self:
+        """See :meth:`~plait.policies.scored.ScoredOptions.resized`."""
+        return replace(self, capacity=max(self.sinks + self.recent, capacity))
 
-class SnapKV(Policy):
+
+class SnapKV(ScoredPolicy):
     """Scores are attention summed over the last queries (mean over the group's query heads), pooled; the best stay."""
 
     Options: ClassVar[type[Options]] = SnapKVOptions
     options: SnapKVOptions
-    reduces = ("decode",)
+    evicts_after = "prompt"
 
     @classmethod
     def with_budget(cls, budget: int, length: int) -> dict[str, Any]:
@@ -81,25 +85,18 @@ class SnapKV(Policy):
         return {"capacity": budget, "recent": recent, "sinks": sinks, "pool": 3, "last_queries": recent}
 
     def new_state(self, layer: LayerInfo) -> LayerState:
-        return LayerState({"kv": Store(), "last_queries": Store()})
+        return LayerState({**super().new_state(layer).segments, "last_queries": Store()})
 
     def write(self, call: Call) -> None:
-        queries = self.store(call, "last_queries")
         if call.phase != "decode":
-            keep_last_queries(queries, call, self.options.last_queries)
-        elif queries.size:
-            self.compress(call)
-            queries.clear()
+            keep_last_queries(self.store(call, "last_queries"), call, self.options.last_queries)
         super().write(call)
 
-    def compress(self, call: Call) -> None:
-        """Keep the most attended tokens of the prompt, in their order."""
-        keys = self.keys(call)
-        if keys.size > self.options.capacity:
-            self.store(call).keep(*self.select(self.scores(call, keys), keys))
+    def evict(self, call: Call) -> None:
+        super().evict(call)
+        self.store(call, "last_queries").clear()
 
-    def scores(self, call: Call, keys: Keys) -> Tensor:
-        """``(B, G, S)``: infinite at what is forced, ``-inf`` at empty slots."""
+    def score(self, call: Call, keys: Keys) -> Tensor:
         queries = self.keys(call, "last_queries")
         positions, width = queries.places()[:, 0], queries.size
         real = None
@@ -108,30 +105,11 @@ class SnapKV(Policy):
         weights = probabilities(call, keys, queries.keys, positions.expand(queries.keys.shape[0], -1), real)
         sums = self.reduced(weights, call.layer.group)
         if self.options.pool_over == "prefix":
+            held = keys.held()[..., None]
             asking = width if queries.lengths is None else queries.lengths[:, :1, None]
-            sums = sums.masked_fill(slots_of(keys) >= held_of(keys) - asking, 0)
-        scores = self.forced(pooled(sums, self.options.pool, self.options.pooling), keys)
-        return scores.masked_fill(keys.places() > call.last_positions[:, None, None], float("-inf"))
+            sums = sums.masked_fill(torch.arange(keys.size, device=sums.device) >= held - asking, 0)
+        return pooled(sums, self.options.pool, self.options.pooling)
 
     def reduced(self, weights: Tensor, group: int) -> Tensor:
         """``(B, H, W, S)`` to ``(B, G, S)``."""
         return over_group(weights, group, "mean").sum(2)
-
-    def forced(self, scores: Tensor, keys: Keys) -> Tensor:
-        """``scores`` with infinity at the first and the last tokens held."""
-        slots, last = slots_of(keys), held_of(keys) - self.options.recent
-        return scores.masked_fill((slots < self.options.sinks) | (slots >= last), float("inf"))
-
-    def select(self, scores: Tensor, keys: Keys) -> tuple[Tensor, Tensor | None]:
-        """Slots to keep, ``(B, G, K)``, and their validity."""
-        return best(scores, self.options.capacity)
-
-
-def slots_of(keys: Keys) -> Tensor:
-    """Numbers of the slots, ``(S,)``."""
-    return torch.arange(keys.size, device=keys.keys.device)
-
-
-def held_of(keys: Keys) -> Tensor | int:
-    """Filled slots of each head, ``(B, G, 1)``, or their number where all agree."""
-    return keys.size if keys.lengths is None else keys.lengths[..., None]

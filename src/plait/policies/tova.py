@@ -7,14 +7,17 @@ cut by its last query; in chunks, each chunk sees what the calls before it left.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+from torch import Tensor
+
 from plait.options import Options
-from plait.policies.importance import best, last_queries
+from plait.policies.importance import last_queries
+from plait.policies.scored import ScoredPolicy
 from plait.runtime.call import Call
-from plait.runtime.policy import Policy
 from plait.runtime.products import probabilities
+from plait.runtime.store import Keys
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,21 @@ class TovaOptions(Options):
     def small(cls, dims: Any = None) -> Self:
         return cls(capacity=16)
 
+    def resized(self, capacity: int) -> Self:
+        """See :meth:`~plait.policies.scored.ScoredOptions.resized`."""
+        return replace(self, capacity=max(1, capacity))
 
-class Tova(Policy):
+
+class Tova(ScoredPolicy):
     """``score_j = mean over heads of a_j`` for the newest query; the ``capacity`` best stay."""
 
     Options = TovaOptions
     options: TovaOptions
-    reduces = ("decode",)
 
-    @classmethod
-    def with_budget(cls, budget: int, length: int) -> dict[str, Any]:
-        return {"capacity": min(budget, length)}
+    @property
+    def always(self) -> tuple[int, int]:
+        return 0, 0
 
-    def trim(self, call: Call) -> None:
-        keys = self.keys(call)
-        if keys.size <= self.options.capacity:
-            return
-        scores = probabilities(call, keys, *last_queries(call, 1)).mean(1)[:, 0]
-        scores = scores[:, None].expand(-1, call.layer.kv_heads, -1)
-        slots_seen = keys.places() <= call.last_positions[:, None, None]
-        self.store(call).keep(*best(scores.masked_fill(~slots_seen, float("-inf")), self.options.capacity))
+    def score(self, call: Call, keys: Keys) -> Tensor:
+        weights = probabilities(call, keys, *last_queries(call, 1))
+        return weights.mean(1).expand(-1, call.layer.kv_heads, -1)

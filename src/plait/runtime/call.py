@@ -301,6 +301,13 @@ class Call:
             rope=None if self.rope is None else self.rope.part(first, last),
         )
 
+    def chunk(self, first: int, last: int) -> Call:
+        """The call that the new tokens ``first`` to ``last - 1`` alone would make after those before them."""
+        part = self.part(first, last)
+        phase: Phase = "chunk" if first else part.phase
+        k, v = (x[:, :, first:last] for x in (self.k, self.v))
+        return replace(part, k=k, v=v, forward=replace(part.forward, phase=phase))
+
     def rows(self, rows: Tensor) -> Call:
         """The same call for these rows of the batch only."""
         forward = replace(
