@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from mixers.layers import heads, inputs, make, near, run
 from plait.mixers import Context
-from plait.mixers.lizard import Lizard, anchor, features
+from plait.mixers.lizard import Lizard, features
+from plait.ops.softmax import attention_output
+from plait.ops.visibility import Window
 
 
 def parts(m: Lizard, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,8 +72,8 @@ def test_a_gate_of_one_is_plain_hedgehog_attention() -> None:
 def test_no_sinks_and_a_wide_window_are_full_attention_without_positions() -> None:
     q, k, v = (inputs(length=12, seed=seed, hidden=8).view(2, 12, 2, 4) for seed in (1, 2, 3))
     full = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), is_causal=True).transpose(1, 2)
-    near(anchor(q, k, v, torch.full((4,), -80.0), None, 12), full, 1e-12)
-    near(anchor(q, k, v, None, None, 12), full, 1e-12)
+    near(attention_output(q, k, v, Window(12), sink_logits=torch.full((2, 4), -80.0)), full, 1e-12)
+    near(attention_output(q, k, v, Window(12)), full, 1e-12)
 
 
 def test_sinks_take_their_share_of_a_row() -> None:
@@ -80,9 +82,9 @@ def test_sinks_take_their_share_of_a_row() -> None:
     t = torch.tensor([0.3, -0.2, 0.1, 0.0], dtype=torch.float64)
     E = torch.exp(torch.einsum("bthd,bshd->bhts", q, k) / 2).tril().triu(-3).sum(-1).mT[..., None]
     ones = torch.ones_like(q)
-    near(anchor(q, k, ones, t, None, 4), (E / (E + t.exp().sum())).expand_as(ones))
-    four = anchor(q, k, ones, torch.full((4,), math.log(0.7), dtype=torch.float64), None, 4)
-    near(four, anchor(q, k, ones, torch.tensor([math.log(2.8)], dtype=torch.float64), None, 4))
+    near(attention_output(q, k, ones, Window(4), sink_logits=t[None]), (E / (E + t.exp().sum())).expand_as(ones))
+    four, one = (torch.full((1, m), math.log(2.8 / m), dtype=torch.float64) for m in (4, 1))
+    near(*(attention_output(q, k, ones, Window(4), sink_logits=sinks) for sinks in (four, one)))
 
 
 def test_gates_near_zero_over_thousands_of_tokens() -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from plait.errors import CacheError
 from plait.mixers.base import Cost, Dims
@@ -19,14 +17,9 @@ from plait.mixers.linear import default_heads, split_heads
 from plait.mixers.softmax_mixer import Rotation, Scoring
 from plait.mixers.state import KeyValues, LayerState
 from plait.nn import RMSNorm
-from plait.ops import native, softmax
+from plait.ops.softmax import attention_matrix, attention_output
 from plait.ops.visibility import Causal, Visibility, Window
 from plait.options import Options
-
-#: Largest number of entries of one dense mask; above it, queries are processed in blocks.
-MASK_ENTRIES = 2**24
-#: Fewest queries of a block, so that a narrow window does not end in many small products.
-MIN_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -189,16 +182,16 @@ class Attention(ConvolvedMixer):
                     "run them without a cache, or as rows of a padded batch."
                 )
             k, v, start = context.state["kv"].append(k, v, context.padding)  # type: ignore[attr-defined]
+        seen, lengths = self.visibility(), lengths_of(k, start)
         if context.pairs is not None:
-            count_pairs(context, self.layer, q, k.shape[1], start, self.options.window)
-        if context.attentions is not None and context.sequence is None:
-            context.attentions.append(softmax_weights(q, k, start, context, self.options.window))
+            count_pairs(context, self.layer, q, k.shape[1], start, seen)
         if context.sequence is not None:
-            o = context.sequence.attend(q, k, v, self.options.window)
-        elif context.cu_seqlens is None:
-            o = attend(q, k, v, start, self.options.window)
+            o = context.sequence.attend(q, k, v, seen)
         else:
-            o = attend_documents(q, k, v, context.cu_seqlens, self.options.window)
+            o = attention_output(q, k, v, seen, lengths=lengths, cu_seqlens=context.cu_seqlens)
+            if context.attentions is not None:
+                matrix = attention_matrix(q, k, seen, lengths=lengths, cu_seqlens=context.cu_seqlens)
+                context.attentions.append(matrix.to(q.dtype))
         return self.finish(o, x, parts, context)
 
     def new_state(self) -> LayerState:
@@ -224,7 +217,9 @@ class Attention(ConvolvedMixer):
     def effective_weights(self, x: Tensor, context: Context | None = None) -> Tensor:
         context = replace(context or Context.plain(x), state=None)
         q, k, _ = self.queries_keys_values(x, context)
-        return softmax_weights(q, k, context.padding, context, self.options.window)
+        lengths = lengths_of(k, context.padding)
+        matrix = attention_matrix(q, k, self.visibility(), lengths=lengths, cu_seqlens=context.cu_seqlens)
+        return matrix.to(q.dtype)
 
 
 def scaled_queries(q: Tensor, index: Tensor, constant: float) -> Tensor:
@@ -243,53 +238,9 @@ def scaled_queries(q: Tensor, index: Tensor, constant: float) -> Tensor:
     return (q * factor[..., None, None]).to(q.dtype)
 
 
-def softmax_weights(q: Tensor, k: Tensor, start: Tensor | None, context: Context, window: int | None) -> Tensor:
-    """What :func:`attend` multiplies the values with, as a matrix.
-
-    Args:
-        q: ``(B, T, H, D)``, at slots S - T to S - 1.
-        k: ``(B, S, N, D)``.
-        start: ``(B,)`` first real slot of each row, or None.
-        context: of the pass, whose documents see themselves alone.
-        window: tokens that a query sees, or None.
-
-    Returns:
-        ``(B, H, T, S)`` in the dtype of ``q``; the softmax is made in fp32 at least.
-    """
-    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-    scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
-    slots = torch.arange(k.shape[1], device=k.device)
-    queries = slots[k.shape[1] - q.shape[1] :]
-    mask = visible(queries, slots, start, window)
-    if context.cu_seqlens is not None:
-        document = torch.searchsorted(context.cu_seqlens, slots, right=True)
-        mask = mask & (document[queries, None] == document)
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=dtype).to(q.dtype)
-
-
-def visible(queries: Tensor, keys: Tensor, start: Tensor | None, window: int | None) -> Tensor:
-    """Which key slots a query slot sees: those from ``start`` up to itself, the last ``window`` of them.
-
-    Args:
-        queries, keys: slots, ``(T,)`` and ``(S,)``.
-        start: ``(B,)`` first real slot of each row, or None.
-        window: tokens seen, the query's own included, or None.
-
-    Returns:
-        bool ``(T, S)``, or ``(B, 1, T, S)`` with ``start``. A query at a padding slot sees itself, so that its
-        output is finite.
-    """
-    distance = queries[:, None] - keys
-    mask = distance >= 0
-    if window is not None:
-        mask = mask & (distance < window)
-    if start is not None:
-        mask = mask & (keys >= start[:, None, None, None]) | (distance == 0)
-    return mask
-
-
-def count_pairs(context: Context, layer: int, q: Tensor, stored: int, start: Tensor | None, window: int | None) -> None:
+def count_pairs(
+    context: Context, layer: int, q: Tensor, stored: int, start: Tensor | None, visibility: Visibility
+) -> None:
     """Add the number of visible query-key products of a layer to the meter, which the context must have.
 
     Args:
@@ -298,7 +249,7 @@ def count_pairs(context: Context, layer: int, q: Tensor, stored: int, start: Ten
         q: ``(B, T, H, D)``.
         stored: key slots S, without those of other processes.
         start: ``(B,)`` first real slot of each row, or None.
-        window: tokens that a query sees, or None.
+        visibility: what each head's queries see.
     """
     batch, length, heads = q.shape[:3]
     stored += 0 if context.sequence is None else context.sequence.offset
@@ -308,91 +259,10 @@ def count_pairs(context: Context, layer: int, q: Tensor, stored: int, start: Ten
         skipped = [0] * batch if start is None else start.tolist()
         padded = [0] * batch if context.padding is None else context.padding.tolist()
         rows = [(length - p, stored - s) for p, s in zip(padded, skipped, strict=True)]
-    pairs = sum(visible_pairs(new, held, window) for new, held in rows)
+    pairs = sum(visibility.pairs([held], held - new) for new, held in rows)
     context.pairs[layer] = context.pairs.get(layer, 0) + pairs * heads  # type: ignore[index,union-attr]
 
 
-def visible_pairs(new: int, held: int, window: int | None) -> int:
-    """Query-key pairs of the last ``new`` of ``held`` tokens: query i of the row sees ``min(i, window)`` tokens."""
-
-    def upto(n: int) -> int:
-        w = n if window is None else min(n, window)
-        return w * (w + 1) // 2 + (n - w) * w
-
-    return upto(held) - upto(held - new)
-
-
-def attend_documents(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, window: int | None) -> Tensor:
-    """Attention inside each of the documents that share one row; ``borders`` ``(N + 1,)`` are where they begin."""
-    sizes = borders.diff().tolist()
-    documents = zip(q.split(sizes, dim=1), k.split(sizes, dim=1), v.split(sizes, dim=1), strict=True)
-    return torch.cat([attend(q, k, v, None, window) for q, k, v in documents], dim=1)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, window: int | None) -> Tensor:
-    """Causal attention of the newest T of S tokens.
-
-    A window narrower than the text costs ``O(T w)``: blocks of queries meet only the keys that they can see.
-
-    Args:
-        q: ``(B, T, H, D)``, at slots S - T to S - 1.
-        k, v: ``(B, S, N, D)``.
-        start: ``(B,)`` first real slot of each row, or None.
-        window: tokens that a query sees, or None.
-
-    Returns:
-        ``(B, T, H, D)``.
-    """
-    batch, length, heads = q.shape[:3]
-    stored = k.shape[1]
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    grouped = heads != k.shape[1]
-    if not symbolic(stored) and window is not None and window >= stored:
-        window = None
-    # PyTorch's fused kernels know one width: for two, it makes a matrix of all pairs where a gradient is asked for
-    unequal = q.is_cpu and q.shape[3] != v.shape[3] and eager(stored)
-    if unequal and start is None and window is None and length == stored:
-        return softmax.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), Causal())[0]
-    if start is None and window is None and length in (stored, 1):
-        causal = True if length == stored else False  # noqa: SIM210 (a symbolic comparison is no bool)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
-
-    widest = MASK_ENTRIES // (stored * (1 if start is None else batch))
-    slots = torch.arange(stored, device=q.device)
-    outputs = []
-    for first, last, low in query_blocks(length, stored, widest if window is None else window, window):
-        queries, keys = slice(first - stored + length, last - stored + length), slice(low, last)
-        mask = visible(slots[first:last], slots[keys], start, window)
-        o = F.scaled_dot_product_attention(
-            q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=mask, enable_gqa=grouped
-        )
-        outputs.append(o)
-    return torch.cat(outputs, dim=2).transpose(1, 2)
-
-
-def query_blocks(length: int, stored: int, size: int, window: int | None) -> Iterator[tuple[int, int, int]]:
-    """The newest ``length`` of ``stored`` slots in blocks: the first slot, that behind the last, the first key seen.
-
-    A program exported for any length has one block, since a loop would fix their number.
-
-    Args:
-        length, stored: tokens T and S.
-        size: queries of a block; at least ``MIN_BLOCK`` are taken.
-        window: tokens that a query sees, or None.
-    """
-    if symbolic(stored):
-        yield stored - length, stored, 0
-        return
-    size = max(MIN_BLOCK, size)
-    for first in range(stored - length, stored, size):
-        yield first, min(first + size, stored), 0 if window is None else max(0, first - window + 1)
-
-
-def eager(size: object) -> bool:
-    """Whether tensors are at hand: nothing is exported, compiled or under a transform of ``torch.func``."""
-    return not symbolic(size) and not torch.compiler.is_compiling() and native.transform() is None
-
-
-def symbolic(size: object) -> bool:
-    """Whether a size stands for any number, in a program that is being exported."""
-    return isinstance(size, torch.SymInt)
+def lengths_of(stored: Tensor, start: Tensor | None) -> Tensor | None:
+    """Real tokens of each row ``(B,)`` of keys ``(B, S, ...)`` whose first real slots are ``start``, or None."""
+    return None if start is None else stored.shape[1] - start

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.errors import CacheError
-from plait.mixers.attention import query_blocks, visible, visible_pairs
+from plait.mixers.attention import count_pairs, lengths_of
 from plait.mixers.base import Cost, Dims, Mixer
 from plait.mixers.context import Context
 from plait.mixers.linear import default_heads, linear, repeat_heads, split_heads
@@ -18,6 +18,7 @@ from plait.mixers.softmax_mixer import Rotation, Scoring
 from plait.mixers.state import KeyValues, LayerState, Recurrent
 from plait.nn import RMSNorm, widen
 from plait.ops import attention_piece, linear_attention
+from plait.ops.softmax import attention_output
 from plait.ops.visibility import Visibility, Window
 from plait.options import Options
 
@@ -214,26 +215,13 @@ class Lizard(Mixer):
         if context.sequence is not None:
             both = torch.stack([k, v], 2)
             k, v = torch.cat([context.sequence.before(both, self.options.window - 1), both], 1).unbind(2)
+        seen = Window(self.options.window)
         if context.pairs is not None:
-            self._count_pairs(context, q, k.shape[1], start)
-        sinks = self.sink_logits if self.options.sinks else None
-        if context.cu_seqlens is None:
-            return anchor(q, k, v, sinks, start, self.options.window)
-        sizes = context.cu_seqlens.diff().tolist()
-        documents = zip(q.split(sizes, dim=1), k.split(sizes, dim=1), v.split(sizes, dim=1), strict=True)
-        return torch.cat([anchor(q, k, v, sinks, None, self.options.window) for q, k, v in documents], dim=1)
-
-    def _count_pairs(self, context: Context, q: Tensor, stored: int, start: Tensor | None) -> None:
-        """Add the number of products of the window to the meter; the linear branch scores no pair."""
-        batch, length, heads = q.shape[:3]
-        if context.cu_seqlens is not None:
-            rows = [(size, size) for size in context.cu_seqlens.diff().tolist()]
-        else:
-            skipped = [0] * batch if start is None else start.tolist()
-            padded = [0] * batch if context.padding is None else context.padding.tolist()
-            rows = [(length - p, stored - s) for p, s in zip(padded, skipped, strict=True)]
-        pairs = sum(visible_pairs(new, held, self.options.window) for new, held in rows)
-        context.pairs[self.layer] = context.pairs.get(self.layer, 0) + pairs * heads  # type: ignore[index,union-attr]
+            count_pairs(context, self.layer, q, k.shape[1], start, seen)
+        sinks = self.sink_logits.expand(self.sizes[0], -1) if self.options.sinks else None
+        q, k, v = map(widen, (q, k, v))
+        lengths = lengths_of(k, start)
+        return attention_output(q, k, v, seen, sink_logits=sinks, lengths=lengths, cu_seqlens=context.cu_seqlens)
 
     def new_state(self) -> LayerState:
         window = {"kv": KeyValues(self.options.window)} if self.options.window else {}
@@ -279,35 +267,3 @@ def features(x: Tensor, weight: Tensor, activation: str) -> Tensor:
     y = torch.einsum("bthd,hdf->bthf", widen(x), widen(weight).expand(x.shape[2], -1, -1))
     halves = (y.softmax(-1), (-y).softmax(-1)) if activation == "softmax" else (y.exp(), (-y).exp())
     return torch.cat(halves, dim=-1)
-
-
-def anchor(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, start: Tensor | None, window: int) -> Tensor:
-    """Softmax over a window with further terms in its denominator, of the newest T of S tokens; costs ``O(T w)``.
-
-    Args:
-        q: ``(B, T, H, D)``, at slots S - T to S - 1.
-        k: ``(B, S, N, D)``.
-        v: ``(B, S, N, V)``.
-        sinks: logits ``(m,)`` of the further terms, or None.
-        start: ``(B,)`` first real slot of each row, or None.
-        window: tokens that a query sees, its own included.
-
-    Returns:
-        ``(B, T, H, V)``, fp32 at least; a row of weights sums to less than 1 where there are sinks.
-    """
-    length, stored, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    q, k, v = widen(q) * q.shape[-1] ** -0.5, repeat_heads(widen(k), groups), repeat_heads(widen(v), groups)
-    slots = torch.arange(stored, device=q.device)
-    outputs = []
-    for first, last, low in query_blocks(length, stored, window, window):
-        queries, keys = slice(first - stored + length, last - stored + length), slice(low, last)
-        scores = torch.einsum("bthd,bshd->bhts", q[:, queries], k[:, keys])
-        mask = visible(slots[first:last], slots[keys], start, window)
-        scores = scores.masked_fill(~mask, float("-inf"))
-        if sinks is None:
-            weights = scores.softmax(-1)
-        else:
-            column = widen(sinks).logsumexp(0).expand(*scores.shape[:-1], 1)
-            weights = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
-        outputs.append(torch.einsum("bhts,bshd->bthd", weights, v[:, keys]))
-    return torch.cat(outputs, dim=1)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import CacheError
-from plait.mixers.attention import attend, attend_documents, count_pairs, softmax_weights
+from plait.mixers.attention import count_pairs, lengths_of
 from plait.mixers.base import Cost, Dims, Mixer
 from plait.mixers.context import Context
 from plait.mixers.linear import default_heads, linear, split_heads
 from plait.mixers.softmax_mixer import Rotation, Scoring
 from plait.mixers.state import KeyValues, LayerState
 from plait.nn import RMSNorm
+from plait.ops.softmax import attention_matrix, attention_output
 from plait.ops.visibility import Causal, Visibility
 from plait.options import Options
 
@@ -174,29 +175,31 @@ class MLA(Mixer):
             latent, shared, start = context.state["latent"].append(  # type: ignore[attr-defined]
                 latent, shared, context.padding
             )
+        seen, lengths = self.visibility(), lengths_of(latent, start)
         if context.pairs is not None:
-            count_pairs(context, self.layer, q, latent.shape[1], start, None)
+            count_pairs(context, self.layer, q, latent.shape[1], start, seen)
         if context.attentions is not None and context.sequence is None:
             k, _ = self.keys_values(latent, shared)
-            context.attentions.append(softmax_weights(q, k, start, context, None))
+            matrix = attention_matrix(q, k, seen, lengths=lengths, cu_seqlens=context.cu_seqlens)
+            context.attentions.append(matrix.to(q.dtype))
         if context.sequence is not None:
-            o = context.sequence.attend(q, *self.keys_values(latent, shared), None)
+            o = context.sequence.attend(q, *self.keys_values(latent, shared), seen)
         elif context.phase == "decode" and _is_matrix(self.kv_b_proj):
-            o = self._attend_latents(q, latent, shared, start)
-        elif context.cu_seqlens is None:
-            o = attend(q, *self.keys_values(latent, shared), start, None)
+            o = self._attend_latents(q, latent, shared, lengths)
         else:
-            o = attend_documents(q, *self.keys_values(latent, shared), context.cu_seqlens, None)
+            k, v = self.keys_values(latent, shared)
+            o = attention_output(q, k, v, seen, lengths=lengths, cu_seqlens=context.cu_seqlens)
         return self.o_proj(o.flatten(2))
 
-    def _attend_latents(self, q: Tensor, latent: Tensor, shared: Tensor, start: Tensor | None) -> Tensor:
-        """The same as :func:`attend` on all keys and values, without making them."""
+    def _attend_latents(self, q: Tensor, latent: Tensor, shared: Tensor, lengths: Tensor | None) -> Tensor:
+        """The same as attention on all keys and values, without making them."""
         H, K, R, V, C = self.sizes
         to_keys, to_values = self.kv_b_proj.weight.view(H, K + V, C).split([K, V], dim=1)
         plain, rotated = q.split([K, R], dim=-1)
         q = torch.cat([torch.einsum("bthk,hkc->bthc", plain, to_keys), rotated], dim=-1)
-        q = q * ((C + R) / (K + R)) ** 0.5  # attend divides by the root of the channels that it sees
-        read = attend(q, torch.cat([latent, shared], dim=-1), latent, start, None)
+        k = torch.cat([latent, shared], dim=-1)
+        # the keys are the values as well, with R channels too many: fused kernels know one width
+        read = attention_output(q, k, k, self.visibility(), scale=self.scoring().scale, lengths=lengths)[..., :C]
         return torch.einsum("bthc,hvc->bthv", read, to_values)
 
     def new_state(self) -> LayerState:
@@ -220,7 +223,9 @@ class MLA(Mixer):
         context = replace(context or Context.plain(x), state=None)
         q = self.queries(x, context)
         k, _ = self.keys_values(*self.latents(x, context))
-        return softmax_weights(q, k, context.padding, context, None)
+        lengths = lengths_of(k, context.padding)
+        matrix = attention_matrix(q, k, self.visibility(), lengths=lengths, cu_seqlens=context.cu_seqlens)
+        return matrix.to(q.dtype)
 
 
 def _is_matrix(module: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plait.ops import Piece
 from plait.ops.dispatch import constant_when_compiled
+from plait.ops.visibility import Visibility
 
 
 class SequenceShard(Protocol):
@@ -33,14 +34,14 @@ class SequenceShard(Protocol):
     def continued(self, piece: Piece) -> Tensor:
         """The output of a recurrence whose state comes from the pieces before."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """Causal softmax attention over all tokens up to the query's own, or the last ``window`` of them.
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
+        """Softmax attention over the tokens of all pieces.
 
         Args:
             q: ``(B, n, H, D)``.
             k: ``(B, n, N, D)``.
             v: ``(B, n, N, V)``.
-            window: tokens that a query sees, itself included, or None.
+            visibility: which keys a query sees: ``Causal`` or ``Window``.
 
         Returns:
             ``(B, n, H, V)``.

@@ -219,6 +219,13 @@ def softmax_held(q: Any, k: Any, v: Any, held: Any, new: Any, starts: Any, scale
     return int(held.max())
 
 
+def softmax_inputs(op: str, q: Any, k: Any, v: Any, scale: Any) -> None:
+    """Checks queries, keys and values of softmax attention, and the factor on the scores."""
+    _queries_keys_values(op, q, k, v, ())
+    if scale is not None:
+        _scale(op, scale)
+
+
 def softmax_attention(
     q: Any,
     k: Any,

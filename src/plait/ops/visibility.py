@@ -38,6 +38,11 @@ class Visibility(ABC):
     #: Whether no query sees a later key.
     causal: ClassVar[bool] = True
 
+    @property
+    def shifts(self) -> bool:
+        """Whether the distance from query to key says all, so that both may be counted from anywhere."""
+        return False
+
     @abstractmethod
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether the query of one index sees the key of the other; indices that broadcast, bool."""
@@ -102,6 +107,7 @@ class Full(Visibility):
     """Every key, later ones too."""
 
     causal: ClassVar[bool] = False
+    shifts: ClassVar[bool] = True  # type: ignore[misc]
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         return torch.ones_like(query - key, dtype=torch.bool)
@@ -116,6 +122,8 @@ class Full(Visibility):
 @dataclass(frozen=True)
 class Causal(Visibility):
     """Every key up to the query's own."""
+
+    shifts: ClassVar[bool] = True  # type: ignore[misc]
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         return key <= query
@@ -141,6 +149,10 @@ class Window(Visibility):
 
     def __post_init__(self) -> None:
         _at_least("Window", window=(self.window, 1), sinks=(self.sinks, 0))
+
+    @property
+    def shifts(self) -> bool:
+        return not self.sinks
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         distance = query - key

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from plait.drawing.lines import Line, LinesFigure, lines_svg
 from plait.errors import OptionError
+from plait.ops.softmax import log_sums
 from plait.options import Options
 from plait.probes.watching import AttentionProbe, logits
 from plait.runtime.call import Call
@@ -83,7 +84,7 @@ class LogitGrowth(AttentionProbe):
                 continue
             chosen = torch.linspace(low, high, min(self.options.queries, high - low + 1)).round().long() - start
             rows = logits(call, keys, call.q[:, :, chosen], call.positions[:, chosen])
-            largest, total = rows.amax(-1).double(), rows.double().logsumexp(-1)
+            largest, total = rows.amax(-1).double(), log_sums(rows.double())
             values = torch.stack([largest, total, (largest - total).exp()], -1).sum((0, 2)).cpu()
             place = (call.layer.index, power)
             self._sums[place] = values + self._sums.get(place, torch.zeros_like(values))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import OptionError
-from plait.ops.softmax import attention_weights
+from plait.ops.softmax import attention_weights, scores
 from plait.ops.visibility import Causal, Window
 from plait.probes.contract import Probe
 from plait.runtime.applied import Applied
@@ -88,12 +88,14 @@ def logits(call: Call, keys: Keys, q: Tensor, positions: Tensor) -> Tensor:
     Returns:
         ``(B, H, W, S)`` in fp32 or wider.
     """
-    group = q.shape[1] // keys.keys.shape[1]
-    products = q @ keys.keys.repeat_interleave(group, dim=1).mT
-    scores = products.to(torch.promote_types(products.dtype, torch.float32)) * call.scoring.scale
-    if call.scoring.softcap is not None:
-        scores = torch.tanh(scores / call.scoring.softcap) * call.scoring.softcap
-    return scores.masked_fill(~_sight(call, keys, q, positions), float("-inf"))
+    scoring = call.scoring
+    return scores(
+        q.transpose(1, 2),
+        keys.keys.transpose(1, 2),
+        _sight(call, keys, q, positions),
+        scale=scoring.scale,
+        softcap=scoring.softcap,
+    )
 
 
 def weights(call: Call, keys: Keys, q: Tensor, positions: Tensor, real: Tensor | None = None) -> Tensor:

@@ -24,7 +24,8 @@ from plait.distributed.sequence import shard_sequence
 from plait.distributed.sequence.channel import Channel
 from plait.distributed.sequence.softmax import WAYS
 from plait.errors import OptionError
-from plait.mixers.attention import attend
+from plait.ops.softmax import attention_output
+from plait.ops.visibility import Causal
 from plait.timing.ratios import Ratio, ratio
 from plait.timing.shapes import Shape
 
@@ -116,7 +117,7 @@ def _process(rank: int, size: int, folder: str, shape: Shape, repeats: int, back
     def on_one(function: Callable[..., Tensor]) -> Callable[[], object]:
         return lambda: _run(function, whole, backward) if rank == 0 else None
 
-    contenders: dict[str, Callable[[], object]] = {ALONE: on_one(lambda q, k, v: attend(q, k, v, None, None))}
+    contenders: dict[str, Callable[[], object]] = {ALONE: on_one(lambda q, k, v: attention_output(q, k, v, Causal()))}
     if shape.batch * shape.heads * shape.tokens**2 * 4 * (4 if backward else 2) <= VANILLA_BYTES:
         contenders[VANILLA] = on_one(vanilla)
     contenders |= {way: on_pieces(way) for way in WAYS}

@@ -14,6 +14,7 @@ from plait.distributed.sequence.channel import Channel, offsets
 from plait.distributed.sequence.softmax import WAYS, window_attention
 from plait.distributed.sequence.states import entering_state
 from plait.ops import Piece
+from plait.ops.visibility import Visibility, Window
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Shard:
         """The output of a recurrence whose state comes from the pieces before."""
         return piece.continued(entering_state(self.channel, piece, self.lengths))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """Causal softmax attention of ``q`` ``(B, n, H, D)`` over all tokens before, or the last ``window``."""
-        if window is not None:
-            return window_attention(self.channel, q, k, v, self.lengths, window)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
+        """Softmax attention of ``q`` ``(B, n, H, D)`` over the tokens of all pieces, causal or within a window."""
+        if isinstance(visibility, Window):
+            return window_attention(self.channel, q, k, v, self.lengths, visibility)
         return WAYS[self.attention](self.channel, q, k, v, self.lengths)
 
     def following(self, labels: Tensor, fill: int) -> Tensor:

@@ -12,7 +12,8 @@ from plait.distributed.sequence.channel import Channel, offsets
 from plait.distributed.sequence.moves import before, exchanged, gathered
 from plait.distributed.sequence.ring import ring_attention
 from plait.errors import OptionError
-from plait.mixers.attention import attend
+from plait.ops.softmax import attention_output
+from plait.ops.visibility import Causal, Window
 
 
 def gathered_attention(channel: Channel, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -20,7 +21,7 @@ def gathered_attention(channel: Channel, q: Tensor, k: Tensor, v: Tensor, length
     end = offsets(lengths)[channel.rank + 1]
     both = gathered(channel, "keys and values", torch.cat([k, v], -1), lengths)[:, :end]
     k, v = both.split([k.shape[-1], v.shape[-1]], -1)
-    return attend(q, k, v, None, None)
+    return attention_output(q, k, v, Causal())
 
 
 def head_attention(channel: Channel, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -47,17 +48,19 @@ def head_attention(channel: Channel, q: Tensor, k: Tensor, v: Tensor, lengths: S
     channels = [x.shape[2] // size * x.shape[3] for x in (q, k, v)]
     parts = torch.cat(found, 1).split(channels, 2)
     q, k, v = (part.unflatten(2, (-1, x.shape[3])) for part, x in zip(parts, (q, k, v), strict=True))
-    o = attend(q, k, v, None, None)
+    o = attention_output(q, k, v, Causal())
     back = [(len(q), lengths[channel.rank], *o.shape[2:])] * size
     return torch.cat(exchanged(channel, "heads", o.split(list(lengths), dim=1), back), 2)
 
 
-def window_attention(channel: Channel, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], window: int) -> Tensor:
-    """The last ``window - 1`` keys and values before a piece are all that its queries lack."""
+def window_attention(
+    channel: Channel, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], window: Window
+) -> Tensor:
+    """The keys within the window and values before a piece are all that its queries lack."""
     both = torch.cat([k, v], -1)
-    both = torch.cat([before(channel, "halo", both, window - 1, lengths), both], 1)
+    both = torch.cat([before(channel, "halo", both, window.window - 1, lengths), both], 1)
     k, v = both.split([k.shape[-1], v.shape[-1]], -1)
-    return attend(q, k, v, None, window)
+    return attention_output(q, k, v, window)
 
 
 #: What ``sequence_parallel(attention=...)`` may name.

@@ -55,29 +55,50 @@ class _Attention(torch.autograd.Function):
     @first_order('The torch backend of "attention"')
     def backward(ctx: Any, d_o: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
         q, k, v, bias, o, lse = ctx.saved_tensors
-        dtype = lse.dtype
         d_o = torch.zeros_like(o) if d_o is None else d_o
-        d_q = torch.empty_like(q)
-        d_k, d_v = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (k, v))
-        d_bias = torch.zeros_like(bias, dtype=dtype) if bias is not None and ctx.needs_input_grad[3] else None
-        for x, y, ranges in ctx.rows.blocks(q.shape[2], k.shape[2], _BLOCK):
-            keys, values = taken(k, ranges).to(dtype), taken(v, ranges).to(dtype)
-            scores, slope = _scores(q[:, :, x:y], keys, bias, ctx.rows, x, y, ranges, ctx.scale, ctx.softcap)
-            weights = _by_owner(_weights(scores, lse[:, :, x:y]), k)
-            given = _by_owner(d_o[:, :, x:y].to(dtype), k)
-            _add(d_v, ranges, weights.mT @ given)
-            rest = (d_o[:, :, x:y].to(dtype) * o[:, :, x:y].to(dtype)).sum(-1, keepdim=True)
-            if d_lse is not None:
-                rest = rest - d_lse[:, :, x:y, None]
-            d_scores = weights * (given @ values.mT - _by_owner(rest, k))
-            if d_bias is not None:
-                _add_bias(d_bias, _of_heads(d_scores, y - x), x, y, ranges)
-            if slope is not None:
-                d_scores = d_scores * _by_owner(slope, k)
-            d_q[:, :, x:y] = (_of_heads(d_scores @ keys, y - x) * ctx.scale).to(q.dtype)
-            _add(d_k, ranges, d_scores.mT @ (_by_owner(q[:, :, x:y].to(dtype), k) * ctx.scale))
-        d_bias = d_bias if d_bias is None else d_bias.to(bias.dtype)
-        return d_q, d_k.to(k.dtype), d_v.to(v.dtype), d_bias, None, None, None
+        wanted = bias if ctx.needs_input_grad[3] else None
+        found = gradients(q, k, v, bias, o, lse, d_o, d_lse, ctx.rows, ctx.scale, ctx.softcap, d_bias_of=wanted)
+        return *found, None, None, None
+
+
+def gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    d_o: Tensor,
+    d_lse: Tensor | None,
+    rows: Rows,
+    scale: float,
+    softcap: float | None,
+    *,
+    d_bias_of: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v and, where it is given once more, the bias; ``o`` and ``lse`` may be over further keys."""
+    dtype = lse.dtype
+    d_q = torch.empty_like(q)
+    d_k, d_v = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (k, v))
+    d_bias = None if d_bias_of is None else torch.zeros_like(d_bias_of, dtype=dtype)
+    for x, y, ranges in rows.blocks(q.shape[2], k.shape[2], _BLOCK):
+        keys, values = taken(k, ranges).to(dtype), taken(v, ranges).to(dtype)
+        scores, slope = _scores(q[:, :, x:y], keys, bias, rows, x, y, ranges, scale, softcap)
+        weights = _by_owner(_weights(scores, lse[:, :, x:y]), k)
+        given = _by_owner(d_o[:, :, x:y].to(dtype), k)
+        _add(d_v, ranges, weights.mT @ given)
+        rest = (d_o[:, :, x:y].to(dtype) * o[:, :, x:y].to(dtype)).sum(-1, keepdim=True)
+        if d_lse is not None:
+            rest = rest - d_lse[:, :, x:y, None]
+        d_scores = weights * (given @ values.mT - _by_owner(rest, k))
+        if d_bias is not None:
+            _add_bias(d_bias, _of_heads(d_scores, y - x), x, y, ranges)
+        if slope is not None:
+            d_scores = d_scores * _by_owner(slope, k)
+        d_q[:, :, x:y] = (_of_heads(d_scores @ keys, y - x) * scale).to(q.dtype)
+        _add(d_k, ranges, d_scores.mT @ (_by_owner(q[:, :, x:y].to(dtype), k) * scale))
+    d_bias = None if d_bias is None else d_bias.to(d_bias_of.dtype)  # type: ignore[union-attr]
+    return d_q, d_k.to(k.dtype), d_v.to(v.dtype), d_bias
 
 
 def _by_owner(x: Tensor, k: Tensor) -> Tensor:

@@ -21,17 +21,40 @@ def attention(
     Returns:
         ``(B, H, T, Dv)`` and ``(B, H, T)``.
     """
+    weights, lse = normalised(scores(q, k, mask, scale, softcap, bias))
+    values = v.to(weights.dtype).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    return (weights @ values).to(v.dtype), lse
+
+
+def scores(
+    q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float | None, bias: Tensor | None = None
+) -> Tensor:
+    """``cap(scale Q K^T) + bias`` in fp32 at least, minus infinity where nothing is seen; see :func:`attention`."""
     dtype, group = torch.promote_types(q.dtype, torch.float32), q.shape[1] // k.shape[1]
-    wide_k, wide_v = (x.to(dtype).repeat_interleave(group, dim=1) for x in (k, v))
-    scores = (q.to(dtype) * scale) @ wide_k.mT
+    scores = (q.to(dtype) * scale) @ k.to(dtype).repeat_interleave(group, dim=1).mT
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
         scores = scores + bias
-    mask = mask.expand(scores.shape)
-    empty = ~mask.any(-1)
+    return scores.masked_fill(~mask, float("-inf"))
+
+
+def normalised(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax of scores and the log of each row's sum; a row without keys has zeros and minus infinity."""
+    seen = scores != float("-inf")
+    empty = ~seen.any(-1)
     # a row without keys has no softmax: it goes through as one of equal weights, which are then left out
-    scores = scores.masked_fill(~mask, float("-inf")).masked_fill(empty[..., None], 0)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse[..., None]).exp().masked_fill(~mask, 0)
-    return (weights @ wide_v).to(v.dtype), lse.masked_fill(empty, float("-inf"))
+    scores = scores.masked_fill(empty[..., None], 0)
+    lse = scores.logsumexp(-1) if scores.shape[-1] else scores.new_zeros(empty.shape)
+    return (scores - lse[..., None]).exp().masked_fill(~seen, 0), lse.masked_fill(empty, float("-inf"))
+
+
+def share(lse: Tensor, sink_logits: Tensor) -> Tensor:
+    """What is left of each row's weights beside sinks.
+
+    Args:
+        lse: ``(B, H, T)``, the log of each row's sum without them.
+        sink_logits: ``(H,)`` or ``(H, m)``.
+    """
+    sinks = sink_logits.to(lse.dtype).reshape(sink_logits.shape[0], -1).logsumexp(-1)
+    return torch.sigmoid(lse - sinks[:, None])

@@ -48,10 +48,20 @@ class _Attention(torch.autograd.Function):
             q, k, o = (_widened(x, width + 1) for x in (q, k, o))
             v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
             d_o = torch.cat([d_o, d_lse[..., None].to(d_o.dtype)], dim=-1)
-        d_o, q, k, v, o = map(_side_by_side, (d_o, q, k, v, o))
-        found = _backward(d_o, q, k, v, o, lse, 0.0, ctx.causal, scale=ctx.scale)
+        found = gradients(q, k, v, o, lse, d_o, ctx.causal, ctx.scale)
         d_q, d_k, d_v = (x[..., :width] for x in found)
         return d_q, d_k, d_v, None, None
+
+
+def gradients(
+    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, d_o: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from that of the output; ``o`` and ``lse`` may be those over further keys as well."""
+    width, values = q.shape[3], v.shape[3]
+    q, k, v, o, d_o = (_widened(x, max(width, values)) for x in (q, k, v, o, d_o))
+    d_o, q, k, v, o = map(_side_by_side, (d_o, q, k, v, o))
+    d_q, d_k, d_v = _backward(d_o, q, k, v, o, lse, 0.0, causal, scale=scale)
+    return d_q[..., :width], d_k[..., :width], d_v[..., :values]
 
 
 def _widened(x: Tensor, width: int) -> Tensor:

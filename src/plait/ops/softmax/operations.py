@@ -67,7 +67,7 @@ def attention(
     """
     if torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):
-            q, k, v = _lowered(q, k, v)
+            q, k, v = lowered(q, k, v)
             return attention(
                 q,
                 k,
@@ -127,6 +127,47 @@ def merge(*parts: Result) -> Result:
     return o.to(parts[0][0].dtype), (most + total.log()).masked_fill(empty, float("-inf"))  # type: ignore[union-attr]
 
 
+def attention_gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visibility: Visibility,
+    o: Tensor,
+    lse: Tensor,
+    d_o: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients through a part of the keys, when :func:`merge` has joined it with others.
+
+    The gradients of q from all parts sum to its gradient. Only the output and the log of the sums of the whole are
+    needed, so what passes around a ring is keys, values and their gradients.
+
+    Args:
+        q, k, v, visibility, scale, backend: as in :func:`attention`, of the part; queries stand at its last slots.
+        o: ``(B, T, H, Dv)`` over all parts.
+        lse: ``(B, T, H)`` over all parts.
+        d_o: gradient of o.
+
+    Returns:
+        Gradients of q, k and v.
+
+    Raises:
+        OptionError, BackendUnavailable: as :func:`attention`.
+    """
+    scale, _, _, first = checks.softmax_attention(q, k, v, visibility, scale, None, None, None, None, None, None)
+    q, k, v, o, lse, d_o = (x.transpose(1, 2) for x in (q, k, v, o, lse, d_o))
+    name, automatic = _backend(backend, q)
+    square = not first and q.shape[2] == k.shape[2]
+    fusable = isinstance(visibility, Full) or (isinstance(visibility, Causal) and square)
+    if automatic and name == "torch" and q.is_cpu and fusable:
+        found = fused.gradients(q, k, v, o, lse, d_o, visibility.causal, scale)
+    else:
+        found = blocks.gradients(q, k, v, None, o, lse, d_o, None, Rows(visibility, first), scale, None)[:3]
+    return tuple(x.transpose(1, 2) for x in found)  # type: ignore[return-value]
+
+
 def sparse_attention(
     q: Tensor,
     k: Tensor,
@@ -162,7 +203,7 @@ def sparse_attention(
     """
     if torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):
-            q, k, v = _lowered(q, k, v)
+            q, k, v = lowered(q, k, v)
             return sparse_attention(
                 q,
                 k,
@@ -189,7 +230,7 @@ def sparse_attention(
     return with_sinks(o.transpose(1, 2), lse.transpose(1, 2), sink_logits)
 
 
-def _lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
+def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
     """As autocast hands tensors to PyTorch's own attention: in its dtype, but for fp64. Sums stay in fp32."""
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)

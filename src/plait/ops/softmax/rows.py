@@ -38,7 +38,11 @@ class Rows:
         if self.starts is None:
             return self.visibility.sees(queries, keys)
         start = self.starts[:, None, None, None]
-        return self.visibility.sees(queries - start, keys - start) & (keys >= start) & (queries >= start)
+        if self.visibility.shifts:
+            seen = self.visibility.sees(queries, keys) & (keys >= start)
+        else:
+            seen = self.visibility.sees(queries - start, keys - start) & (keys >= start)
+        return seen if self.visibility.causal else seen & (queries >= start)
 
     def blocks(self, length: int, stored: int, size: int) -> Iterator[tuple[int, int, Ranges]]:
         """Blocks of at most ``size`` of ``length`` queries: first and last + 1, and the slots that some of them see."""
