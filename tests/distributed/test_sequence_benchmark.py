@@ -9,7 +9,8 @@ import torch
 
 from plait.cli import app as front
 from plait.errors import OptionError
-from plait.mixers.attention import attend
+from plait.ops.softmax import attention_output
+from plait.ops.visibility import Causal
 from plait.timing.sequence import ALONE, VANILLA, time_sequence, vanilla
 from plait.timing.shapes import Shape
 
@@ -31,7 +32,7 @@ def test_every_way_is_timed_with_its_bytes(capsys: pytest.CaptureFixture[str]) -
 
 def test_vanilla_is_the_same_function(generator: torch.Generator) -> None:
     q, k, v = (torch.randn(2, 9, 3, 4, dtype=torch.float64, generator=generator) for _ in range(3))
-    torch.testing.assert_close(vanilla(q, k, v), attend(q, k, v, None, None))
+    torch.testing.assert_close(vanilla(q, k, v), attention_output(q, k, v, Causal()))
 
 
 def test_heads_that_cannot_be_shared_are_an_error() -> None:

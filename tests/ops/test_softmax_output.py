@@ -184,3 +184,21 @@ def test_gradients_of_parts_sum_to_those_of_the_whole(backend: str, values: int)
     near(found[0][0] + found[1][0], wanted[0])
     for i in (1, 2):
         near(torch.cat([found[0][i], found[1][i]], dim=1), wanted[i])
+
+
+def test_parts_join_in_any_order_and_without_keys() -> None:
+    q, k, v = drawn(6, 20)
+    whole = attention(q, k, v, Full(), backend="reference")
+    parts = [attention(q, k[:, x:y], v[:, x:y], Full()) for x, y in ((0, 2), (2, 13), (13, 20))]
+    for first, second, third in (parts, parts[::-1]):
+        for o, lse in (
+            merge(first, second, third),
+            merge(merge(first, second), third),
+            merge(first, merge(second, third)),
+        ):
+            near(o, whole[0])
+            near(lse, whole[1])
+    nothing = torch.zeros_like(whole[0]), torch.full_like(whole[1], -torch.inf)
+    assert torch.equal(merge(whole, nothing)[0], whole[0])
+    assert torch.equal(merge(nothing, whole)[0], whole[0])
+    assert torch.equal(merge(nothing, nothing)[0], nothing[0])
