@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait import ops
 from plait.errors import OptionError
-from plait.ops.softmax import attention, attention_gradients, attention_output, composite, merge, weights
+from plait.ops.softmax import attention, attention_gradients, attention_matrix, attention_output, composite, merge
 from plait.ops.softmax.rows import Rows
 from plait.ops.visibility import Blocks, Causal, Full, Power, Visibility, Window
 
@@ -166,7 +166,7 @@ def test_no_tensor_has_an_entry_for_every_pair(
 def test_weights_are_what_values_are_multiplied_with() -> None:
     q, k, v = drawn(30, 40)
     options: dict[str, Any] = {"lengths": torch.tensor([40, 25]), "sink_logits": torch.tensor([0.1, 0.0, -2.0, 3.0])}
-    shares = weights(q, k, Window(12, sinks=2), **options)
+    shares = attention_matrix(q, k, Window(12, sinks=2), **options)
     wide = v.repeat_interleave(2, dim=2)
     near(torch.einsum("bhts,bshd->bthd", shares, wide), exact(q, k, v, Window(12, sinks=2), **options))
 

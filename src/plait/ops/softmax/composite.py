@@ -1,7 +1,7 @@
 """Outputs through ``scaled_dot_product_attention``: what compilers, exporters and transforms of PyTorch see into.
 
-PyTorch picks a fused kernel for the device. Where it has no argument for what is visible, blocks of queries take a mask over
-the keys that some of them see, so that no mask has an entry for every pair.
+PyTorch picks a fused kernel for the device. Where it has no argument for what is visible, blocks of queries take a
+mask over the keys that some of them see, so that no mask has an entry for every pair.
 """
 
 from __future__ import annotations
