@@ -18,7 +18,7 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.ready-docs
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all sanitize check fla-peer bench docs gpu package environments clean
+.PHONY: help setup demo test test-all sanitize check fla-peer tools bench docs gpu package environments clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "sanitize  the CPU kernels under gcc's address and undefined-behaviour sanitizers: random calls, kernel tests"
 	@echo "check     formatting, lint, types"
 	@echo "fla-peer  whole models beside those of flash-linear-attention, on a CPU"
+	@echo "tools     models under TRL, torchao and bitsandbytes, which are installed for it"
 	@echo "bench     operations timed against named peers"
 	@echo "docs      build the documentation and run its examples"
 	@echo "gpu       tests and timings that need a CUDA device"
@@ -86,6 +87,10 @@ check: $(READY)
 fla-peer: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps "flash-linear-attention>=0.6" "fla-core>=0.6" einops triton
 	$(PYTEST) tests/models/checkpoints/test_fla_peer.py
+
+tools: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps "trl>=1.16" "torchao>=0.18" "bitsandbytes>=0.50"
+	$(PYTEST) tests/models/test_trl.py tests/models/test_quantised.py
 
 bench: $(READY)
 	$(BIN)/plait bench ops

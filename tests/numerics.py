@@ -57,7 +57,9 @@ def shifted_memory() -> Iterator[None]:
         result = load(kind, *args, **options)
         model: nn.Module = result[0] if isinstance(result, tuple) else result
         for parameter in model.parameters():
-            if parameter.device.type == "cpu" and parameter.is_floating_point() and parameter.is_contiguous():
+            own = hasattr(parameter, "__tensor_flatten__")  # quantised: other memory than its shape says
+            dense = parameter.device.type == "cpu" and not own and parameter.is_contiguous()
+            if dense and parameter.is_floating_point():
                 parameter.data = shifted(parameter.data)
         return result
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from threading import Thread
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, TextIteratorStreamer, pipeline
 from transformers.utils import generic
 
 from plait import catalog
+from plait.data.tokenizers import byte_tokenizer
 from plait.errors import CacheError, OptionError
 from plait.evaluation.decode import decode_speed
 from plait.models import PlaitCache
@@ -201,3 +203,102 @@ def test_no_name_of_the_cache_is_deprecated(
     decode_speed(model, [4], 61)
     assert said == []
     assert not [warning for warning in recwarn if issubclass(warning.category, (FutureWarning, DeprecationWarning))]
+
+
+def test_text_stops_at_a_string(build, tokens) -> None:
+    """``generate`` hands its tokenizer on to where the model is called."""
+    tokenizer = byte_tokenizer()
+    model = build("gated_deltanet", "attention", vocab_size=258)
+    ids = tokens(1, 5)
+    text = tokenizer.decode(generate(model, ids)[0, 5:])
+    found = generate(model, ids, stop_strings=[text[2]], tokenizer=tokenizer)[0, 5:]
+    assert 0 < len(found) < NEW
+    assert text[2] in tokenizer.decode(found)
+
+
+def test_a_pipeline_and_a_streamer_say_what_generate_says(build) -> None:
+    tokenizer, model = byte_tokenizer(), build("gated_deltanet", "attention", "hgrn2", vocab_size=258)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    prompts = ["import os", "a"]
+    options = {"max_new_tokens": NEW, "do_sample": False}
+    ids = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in prompts]
+    expected = [tokenizer.decode(model.generate(row, **options)[0]) for row in ids]
+    assert len(set(expected[0][len(prompts[0]) :])) > 1
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    for batch in (1, 2):  # two are padded
+        found = write(prompts, batch_size=batch, **options)
+        assert [one[0]["generated_text"] for one in found] == expected
+    streamer = TextIteratorStreamer(tokenizer)
+    thread = Thread(target=model.generate, args=(ids[0],), kwargs={**options, "streamer": streamer})
+    thread.start()
+    assert "".join(streamer) == expected[0]
+    thread.join()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_says_the_same(model, tokens) -> None:
+    ids = tokens(2, 6)
+    expected = generate(model, ids)
+    assert torch.equal(generate(torch.compile(model), ids), expected)
+    model.forward = torch.compile(model.forward)
+    assert torch.equal(generate(model, ids), expected)
+
+
+def test_guidance_needs_no_cache(model, tokens) -> None:
+    """The text without the prompt is read with a cache of its own."""
+    ids = tokens(1, 6)
+    cached, uncached = (generate(model, ids, guidance_scale=2.5, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, uncached)
+    assert not torch.equal(cached, generate(model, ids))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"penalty_alpha": 0.6, "top_k": 4}, {"dola_layers": "low"},
+     {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, {"num_beams": 4, "force_words_ids": [[5]]}],
+    ids=lambda options: next(iter(options)),
+)  # fmt: skip
+def test_ways_whose_code_is_on_the_hub_are_refused_before_the_model_runs(model, tokens, options) -> None:
+    """Of transformers, which would run that code: contrastive search, DoLa, beams in groups and with forced words."""
+    calls: list[object] = []
+    model.register_forward_pre_hook(lambda *arguments: calls.append(arguments))
+    with pytest.raises(ValueError, match="requires `trust_remote_code=True`"):
+        generate(model, tokens(1, 4), **options)
+    assert not calls
+
+
+def look_ahead(model, input_ids, generation_config, **rest):
+    """Of the two likeliest tokens, the one after which the model is surest: a step is tried in a batch, then taken."""
+    cache = model.model.new_cache()
+    logits = model(input_ids, past_key_values=cache).logits[:, -1]
+    for _ in range(generation_config.max_new_tokens):
+        choices = logits.topk(2).indices[0, :, None]
+        tried = copy.deepcopy(cache)
+        tried.batch_repeat_interleave(2)
+        after = model(choices, past_key_values=tried).logits[:, -1]
+        best = after.softmax(-1).amax(-1).argmax()
+        input_ids = torch.cat([input_ids, choices[best][None]], dim=1)
+        tried.batch_select_indices(best[None])
+        cache, logits = tried, after[best][None]
+    return input_ids
+
+
+def test_generation_of_ones_own(model, tokens) -> None:
+    """A search in the manner of contrastive search: caches are copied, repeated and selected from."""
+    ids = tokens(1, 6)
+    found = model.generate(ids, custom_generate=look_ahead, max_new_tokens=NEW, do_sample=False)
+    expected = ids
+    logits = model(ids, use_cache=False).logits[:, -1]
+    for _ in range(NEW):
+        rows = torch.cat([expected.expand(2, -1), logits.topk(2).indices[0, :, None]], dim=1)
+        after = model(rows, use_cache=False).logits[:, -1]
+        best = after.softmax(-1).amax(-1).argmax()
+        expected, logits = rows[best][None], after[best][None]
+    assert torch.equal(found, expected)
+
+
+def test_continuous_batching_is_refused(model, tokens) -> None:
+    with pytest.raises(OptionError, match="Continuous batching"):
+        model.generate_batch([[1, 2, 3]], max_new_tokens=2)
+    with pytest.raises(OptionError, match="Continuous batching"):
+        generate(model, tokens(1, 3), cache_implementation="paged")

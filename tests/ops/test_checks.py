@@ -75,6 +75,15 @@ def test_empty_convolutions(shape: tuple[int, int, int], backend: str) -> None:
         assert torch.equal(after, tail)
 
 
+@pytest.mark.skipif(absent() is not None, reason="not compiled")
+def test_keys_receive_weights_where_values_have_no_channels() -> None:
+    q, k = torch.randn(1, 2, 5, 4), torch.randn(1, 1, 5, 4)
+    o, sums = softmax.attend(q, k, torch.zeros(1, 1, 5, 0), scale=0.5, first=0, sums=True)
+    assert o.shape == (1, 2, 5, 0)
+    scores = (0.5 * q @ k.mT).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    torch.testing.assert_close(sums, scores.softmax(-1).sum(2))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("delta", [False, True])
 def test_any_chunk_size_gives_the_same_numbers(delta: bool, backend: str) -> None:

@@ -457,8 +457,9 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # generate reads its signature
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in transformers, with the cache as ``past_key_values``: PEFT, which puts its prompts in front of an empty
-        cache, looks for it under that name alone.
+        cache, looks for it under that name alone. The tokenizer is for ``stop_strings``, not for the model.
         """
+        kwargs.pop("tokenizer", None)
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
         inputs["past_key_values"] = inputs.pop(CACHE_NAME, None)
         return inputs
@@ -478,6 +479,18 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         if generation_config.is_assistant:
             model_kwargs[CACHE_NAME].activate_past_recording()
         return None
+
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: ``generate_batch`` and ``cache_implementation="paged"`` keep pages of keys and values alone.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(
+            "Continuous batching stores keys and values of attention only, and this model's layers remember other "
+            "things too: call generate() with a batch of prompts, padded on the left."
+        )
 
 
 def _one_of(past_key_values: PlaitCache | None, cache: PlaitCache | None) -> PlaitCache | None:

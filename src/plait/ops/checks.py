@@ -173,7 +173,7 @@ def softmax(
         if sums:
             raise OptionError(f"{op}: sums=True is for every key, without index.")
         _lists(op, index, counts, batch, heads, kv_heads, -(-length // block), -(-slots // page))
-    return bool(batch and heads and length and v.shape[3] and slots)
+    return bool(batch and heads and length and slots and (v.shape[3] or sums))
 
 
 def softmax_held(q: Any, k: Any, v: Any, held: Any, new: Any, starts: Any, scale: Any, window: Any, sinks: Any) -> int:
