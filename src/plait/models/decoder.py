@@ -480,7 +480,6 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
             model_kwargs[CACHE_NAME].activate_past_recording()
         return None
 
-
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: ``generate_batch`` and ``cache_implementation="paged"`` keep pages of keys and values alone.
 
