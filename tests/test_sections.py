@@ -59,8 +59,8 @@ def test_numbers_and_ratios_reach_every_section() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: 1\nb: 2\na: 3\n", ["'a' stands twice", "line 1", "line 3"]),
-        ("s: {steps: 7, steps: 9}", ["'steps' stands twice"]),
+        ("a: 1\nb: 2\na: 3\n", ["'a' appears twice", "line 1", "line 3"]),
+        ("s: {steps: 7, steps: 9}", ["'steps' appears twice"]),
         ("a: &a [*a]", ["never end"]),
         ("a: [", ["not valid YAML", "line 1"]),
         ("a:\n\tb: 1", ["line 2", "spaces, not tabs"]),

@@ -22,8 +22,8 @@ def checked_name(name: str) -> str:
     """
     if not _FORM.fullmatch(name) or name.endswith("."):
         raise ValueError(
-            "a name is that of a folder: use letters a to z, digits, '.', '_' and '-', with a letter or digit first "
-            "and no '.' last"
+            "it becomes the name of a folder: use letters a to z, digits, '.', '_' and '-', with a letter or digit "
+            "first and no '.' last"
         )
     if len(name) > LONGEST:
         raise ValueError(f"a name has at most {LONGEST} characters, this one {len(name)}")

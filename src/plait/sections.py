@@ -172,8 +172,8 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(
                     None,
                     None,
-                    f"the key {key.value[:80]!r} stands twice in one mapping, in line {lines[name].line + 1} and in "
-                    f"line {key.start_mark.line + 1}; only one of them could count, so remove the other",
+                    f"the key {key.value[:80]!r} appears twice in one mapping, on line {lines[name].line + 1} and on "
+                    f"line {key.start_mark.line + 1}; remove one of them",
                     key.start_mark,
                 )
             lines[name] = key.start_mark
@@ -213,7 +213,7 @@ def _count(node: yaml.Node, sizes: dict[int, int], open_: set[int]) -> int:
         return sizes[id(node)]
     if id(node) in open_:
         raise yaml.composer.ComposerError(
-            None, None, "an alias (*name) stands inside what it names, which would never end", node.start_mark
+            None, None, "an alias (*name) refers to the value that contains it", node.start_mark
         )
     open_.add(id(node))
     children: list[yaml.Node] = []
@@ -224,7 +224,7 @@ def _count(node: yaml.Node, sizes: dict[int, int], open_: set[int]) -> int:
     total = 1 + sum(_count(child, sizes, open_) for child in children)
     if total > _MOST_VALUES:
         raise yaml.composer.ComposerError(
-            None, None, f"its aliases stand for more than {_MOST_VALUES:,} values; write fewer", node.start_mark
+            None, None, f"its aliases expand to more than {_MOST_VALUES:,} values; write fewer", node.start_mark
         )
     open_.remove(id(node))
     sizes[id(node)] = total
@@ -292,7 +292,7 @@ def _hint(kind: str, value: Any) -> str:
     """How to write what was meant."""
     if kind == "string_type" and isinstance(value, int | float):
         text = str(value).lower() if isinstance(value, bool) else str(value)[:40]
-        return f" Write it in quotes where a text is meant: '{text}'."
+        return f" To write text, put it in quotes: '{text}'."
     return ""
 
 

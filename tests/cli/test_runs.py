@@ -55,7 +55,7 @@ def test_a_finished_run_keeps_its_result(call: Call, run_file: Path, monkeypatch
         patch.setattr(evaluation, "evaluate", None)
         status, out, err = call("train", str(run_file))
         assert status == 0
-        assert "The run in runs/tiny has finished with 4 steps; this is its result, unchanged." in err
+        assert "The run in runs/tiny has finished with 4 steps; this is its result." in err
         assert "Associative recall" in out
         status, _, err = call("train", str(run_file), "--set", "training.learning_rate=1")
         assert (status, "belongs to another run" in err) == (1, True)
@@ -171,7 +171,7 @@ def test_a_signal_at_any_moment_is_heard(
     assert status == 130, err
     assert out == ""
     assert "plait: Stopped" in err
-    assert "The same command goes on" in err or "the same command goes on" in err
+    assert "Run the same command to continue" in err
     assert not Path("runs/tiny/result.json").exists()
     assert call("train", str(run_file))[0] == 0
     assert Path("runs/tiny/result.json").exists()

@@ -26,7 +26,7 @@ def test_a_flipped_bit_is_found(sealed: Path, place: int) -> None:
     content = bytearray((sealed / "weights").read_bytes())
     content[place] ^= 1
     (sealed / "weights").write_bytes(content)
-    assert fault(sealed) == "weights has another content than when it was saved (its SHA-256 differs)"
+    assert fault(sealed) == "weights has changed since it was saved (its SHA-256 differs)"
     assert fault(sealed, content=False) is None
 
 

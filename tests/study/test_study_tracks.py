@@ -158,7 +158,10 @@ def test_terminal_has_a_column_per_track(tmp_path: Path) -> None:
         (changed("ruler", learnt=1.5), "tracks.ruler.learnt = 1.5"),
         (changed("recall", learnt=None), "tracks.recall.learnt = None: the recommendation rests on recall"),
         (changed("state", kind="lm", learnt=0.5), "tracks.state.learnt = 0.5: a track of kind 'lm' has no accuracy"),
-        ({**STUDY, "tracks": {"a@b": STUDY["tracks"]["ruler"]}}, "tracks.a@b: a track of kind 'task' names a column"),
+        (
+            {**STUDY, "tracks": {"a@b": STUDY["tracks"]["ruler"]}},
+            "tracks.a@b: the name of a track of kind 'task' becomes a column",
+        ),
         (changed("ruler", kind="recall"), "2 tracks of kind 'recall'"),
     ],
 )

@@ -127,7 +127,9 @@ def test_a_warm_started_run_without_a_checkpoint_begins_from_the_same_weights_ag
     assert (tmp_path / "again" / MODEL).read_bytes() == (tmp_path / "whole" / MODEL).read_bytes()
 
     train(run_config(steps=4, seed=9), tmp_path / "other", progress=False)
-    with pytest.raises(TrainingError, match=r"belongs to a run that began from the weights of .*first, not from these"):
+    with pytest.raises(
+        TrainingError, match=r"belongs to a run that started from the weights of .*first, not from those"
+    ):
         train(config, tmp_path / "whole", progress=False, init_from=tmp_path / "other")
     with pytest.raises(TrainingError, match=r"began from the random weights of its seed, not from these of .*first"):
         train(run_config(steps=4, seed=9), tmp_path / "other", progress=False, init_from=tmp_path / "first")

@@ -20,25 +20,25 @@ from plait.errors import PlaitError
 
 #: Command name -> (module, one line of help). A module holds a function ``command`` or a typer app ``app``.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "list": ("plait.cli.list_methods", "List what exists: mixers, tasks and other methods."),
+    "list": ("plait.cli.list_methods", "List mixers, tasks and all other methods."),
     "show": ("plait.cli.show", "Show a method: paper, options with defaults, cost, state."),
-    "doctor": ("plait.cli.doctor", "Show versions, devices and backends, with the fix for each."),
+    "doctor": ("plait.cli.doctor", "Show versions, devices and backends, and how to fix what is missing."),
     "explain": ("plait.cli.explain", "Show a model layer by layer: code path, parameters, state, cost."),
     "train": ("plait.cli.train", "Train a model from a run file; resumes where it stopped."),
     "runs": ("plait.cli.runs", "List the runs of a folder, or compare some of them."),
-    "eval": ("plait.cli.evaluate", "Measure a model: loss, in-context recall, decode speed."),
+    "eval": ("plait.cli.evaluate", "Measure a model: loss, in-context recall, decoding speed."),
     "compare": ("plait.cli.compare", "Compare two measured models on the same samples."),
     "generate": ("plait.cli.generate", "Continue a prompt with a model."),
     "run": ("plait.cli.run", "Generate under a policy that saves attention work or cache."),
     "frontier": ("plait.cli.frontier", "Draw quality against budget for several policies."),
     "fixture": ("plait.cli.fixture", "Train a small model that solves recall tasks."),
     "convert": ("plait.cli.convert", "Convert a pretrained transformer into a hybrid."),
-    "import": ("plait.cli.import_model", "Take over a model of another library."),
-    "export": ("plait.cli.export_model", "Write a model in another library's layout."),
+    "import": ("plait.cli.import_model", "Import a model from another library."),
+    "export": ("plait.cli.export_model", "Export a model to another library's format."),
     "plan": ("plait.cli.plan", "Show layer plans that fit in a memory: cache, speed and recall."),
     "study": ("plait.cli.study", "Run, plan and report a grid of trials."),
-    "probe": ("plait.cli.probe", "Measure inside a model: retrieval heads, sinks, growth."),
-    "claim": ("plait.cli.claim", "Try what papers claim, at small scale."),
+    "probe": ("plait.cli.probe", "Look inside a model: retrieval heads, sinks, logit growth."),
+    "claim": ("plait.cli.claim", "Test what papers claim in small experiments."),
     "bench": ("plait.cli.bench", "Time plait's operations against named peers."),
 }
 
@@ -53,7 +53,7 @@ def _version(wanted: bool) -> None:
 
 def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-    trust: bool = typer.Option(False, "--trust-remote-code", help="Let Python code run that a model's folder brings."),
+    trust: bool = typer.Option(False, "--trust-remote-code", help="Allow Python code from a model's folder to run."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; so does PLAIT_DEBUG=1."),
 ) -> None:
     """Hybrid attention models: build, train, measure, compare."""

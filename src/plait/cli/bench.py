@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")]
-Repeats = Annotated[int, typer.Option(min=7, help="Alternated repeats of each timing.")]
+Repeats = Annotated[int, typer.Option(min=7, help="Repeats of each timing; the contenders take turns.")]
 Settings = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Tune each Triton kernel over at most so many of its settings; default: all of them, which takes minutes.",
+        help="Most settings to try when tuning a Triton kernel; by default all of them, which takes minutes.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Shapes = Annotated[
-    list[str] | None, typer.Option("--shape", metavar="B-T-H-D", help="Such as B1-T4096-H8-D64; repeat.")
+    list[str] | None, typer.Option("--shape", metavar="B-T-H-D", help="Shape, such as B1-T4096-H8-D64; repeatable.")
 ]
 Operations = Annotated[
-    list[str] | None, typer.Option("--operation", metavar="NAME", help="Only operations with NAME in theirs; repeat.")
+    list[str] | None,
+    typer.Option("--operation", metavar="NAME", help="Only operations whose name contains NAME; repeatable."),
 ]
 
 
@@ -46,7 +47,7 @@ def operations(
     shape: Shapes = None,
     operation: Operations = None,
     direction: Annotated[
-        Literal["forward", "forward+backward"] | None, typer.Option(help="Only this one; both without it.")
+        Literal["forward", "forward+backward"] | None, typer.Option(help="Only this direction; by default both.")
     ] = None,
     device: Device = "cpu",
     repeats: Repeats = 7,
@@ -85,8 +86,10 @@ def operations(
 @app.command("decode")
 def decode(
     heads: Annotated[int, typer.Option(min=1, help="Heads H.")] = 8,
-    width: Annotated[int, typer.Option(min=1, help="Key and value width D of a head.")] = 128,
-    contexts: Annotated[str, typer.Option(help="Tokens read before, increasing.")] = "1024,16384,131072,1048576",
+    width: Annotated[int, typer.Option(min=1, help="Width D of the keys and values of a head.")] = 128,
+    contexts: Annotated[
+        str, typer.Option(help="Tokens of context before decoding, in increasing order.")
+    ] = "1024,16384,131072,1048576",
     steps: Annotated[int, typer.Option(min=1, help="Tokens after which memory is compared.")] = 10000,
     device: Device = "cpu",
     repeats: Repeats = 7,
@@ -113,8 +116,8 @@ def decode(
         for name, peer in one.peers.items()
     ]
     print_table(header, rows, right=(3, 5, 6))
-    say("\nus/token of plait by tokens read before; flatness: the largest over the smallest")
-    say("grown: memory held after so many more tokens, beyond that before them\n")
+    say("\nus/token of plait by length of the context; flatness: the slowest over the fastest")
+    say("grown: memory that those further tokens added\n")
     header = ["operation", *(f"{length}" for length in lengths), "flatness", "state", "grown", "tokens"]
     rows = [
         [one.operation, *(f"{time:.1f}" for time in one.contexts.values()), f"{one.flatness:.2f}"]
@@ -126,9 +129,9 @@ def decode(
 
 @app.command("train")
 def train(
-    tokens: Annotated[str, typer.Option(help="Lengths of the training step's sequence; 0 for none.")] = "4096,8192",
-    context: Annotated[int, typer.Option(min=0, help="Tokens of the prompt of a generation; 0 for none.")] = 32768,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated after it.")] = 256,
+    tokens: Annotated[str, typer.Option(help="Sequence lengths of the training step; 0 skips it.")] = "4096,8192",
+    context: Annotated[int, typer.Option(min=0, help="Prompt length for generation; 0 skips it.")] = 32768,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after the prompt.")] = 256,
     layers: Annotated[int, typer.Option(min=4, help="Layers of both models.")] = 24,
     hidden_size: Annotated[int, typer.Option(min=1, help="Width d of both models.")] = 512,
     mixer: Annotated[str, typer.Option(help="The hybrid's linear mixer.")] = "gated_deltanet",
@@ -136,9 +139,9 @@ def train(
     vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary of both models.")] = 4096,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of a training step.")] = 1,
     checkpointing: Annotated[bool, typer.Option(help="Recompute blocks in the backward pass: less memory.")] = False,
-    prefills: Annotated[int, typer.Option(min=2, help="Alternated readings of the prompt.")] = 2,
+    prefills: Annotated[int, typer.Option(min=2, help="Repeats of reading the prompt.")] = 2,
     device: Device = "cpu",
-    repeats: Annotated[int, typer.Option(min=2, help="Alternated repeats; quote none from fewer than 7.")] = 7,
+    repeats: Annotated[int, typer.Option(min=2, help="Repeats; use at least 7 for figures that you publish.")] = 7,
     as_json: Json = False,
 ) -> None:
     """Time a whole hybrid against the all-attention model of its size: training steps, and generation."""
@@ -175,13 +178,13 @@ def train(
 @app.command("layers")
 def layers(
     layer: Annotated[
-        list[str] | None, typer.Option("--layer", metavar="NAME", help="Only this layer, such as gla; repeat.")
+        list[str] | None, typer.Option("--layer", metavar="NAME", help="Only this layer, such as gla; repeatable.")
     ] = None,
     shape: Annotated[
-        list[str] | None, typer.Option("--shape", metavar="B-T-D", help="Such as B1-T4096-D1024; repeat.")
+        list[str] | None, typer.Option("--shape", metavar="B-T-D", help="Shape, such as B1-T4096-D1024; repeatable.")
     ] = None,
     direction: Annotated[
-        Literal["forward", "forward+backward"] | None, typer.Option(help="Only this one; both without it.")
+        Literal["forward", "forward+backward"] | None, typer.Option(help="Only this direction; by default both.")
     ] = None,
     device: Device = "cuda",
     repeats: Repeats = 7,
@@ -222,7 +225,7 @@ def memory(
     shape: Shapes = None,
     operation: Operations = None,
     device: Device = "cpu",
-    repeats: Annotated[int, typer.Option(min=2, help="Fresh processes of each contender, in turns.")] = 3,
+    repeats: Annotated[int, typer.Option(min=2, help="Processes started for each contender, in turns.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Measure the peak memory of forward and backward beyond inputs and outputs, each in a fresh process."""
@@ -253,11 +256,11 @@ def memory(
 @app.command("policies")
 def policies(
     policy: Annotated[
-        list[str] | None, typer.Option("--policy", metavar="NAME", help="Only this policy; repeat for more.")
+        list[str] | None, typer.Option("--policy", metavar="NAME", help="Only this policy; repeatable.")
     ] = None,
     prompt: Annotated[int, typer.Option(min=2, help="Tokens read in one pass.")] = 16_384,
-    context: Annotated[int, typer.Option(min=2, help="Tokens before the decoded one.")] = 32_768,
-    repeats: Annotated[int, typer.Option(min=3, help="Turns; each reads the whole prompt.")] = 5,
+    context: Annotated[int, typer.Option(min=2, help="Tokens of context before the decoded one.")] = 32_768,
+    repeats: Annotated[int, typer.Option(min=3, help="Repeats; each reads the whole prompt.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Time policies at their default options against the same model with dense attention (SDPA)."""
@@ -302,8 +305,11 @@ def sequence(
     if as_json:
         print_json({"machine": head, "timings": [asdict(timing) for timing in timings]})
         return
-    say(f"{shape}, {direction}, {head['dtype']}, gloo, 1 thread a process, torch {head['torch']}")
-    say("over ...: how often longer one process takes (median, and quartiles of the repeats); above 1, it is slower")
+    say(f"{shape}, {direction}, {head['dtype']}, gloo, 1 thread a process, torch {head['versions']['torch']}")
+    say(
+        "over ...: how many times longer one process takes (median, and quartiles of the repeats); above 1, it is "
+        "slower"
+    )
     say("MB sent: by one process in a call\n")
     header = ["way", "processes", "ms", "MB sent", "over fused", "spread", "over vanilla", "spread"]
     rows = [
@@ -346,7 +352,9 @@ def _numbers(option: str, text: str) -> Sequence[int]:
     """``"1024,4096"`` as numbers."""
     numbers = text.split(",")
     if not all(number.isdecimal() and int(number) for number in numbers):
-        raise typer.BadParameter(f"{option} {text!r} must be whole numbers from 1 with commas between, as 1024,4096.")
+        raise typer.BadParameter(
+            f"{option} {text!r} must be whole numbers of at least 1, separated by commas, such as 1024,4096."
+        )
     return [int(number) for number in numbers]
 
 

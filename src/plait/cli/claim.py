@@ -12,14 +12,14 @@ from plait.cli.output import print_json, print_table, say
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-Name = Annotated[str, typer.Argument(help="Name of the claim, as plait claim list prints it.")]
+Name = Annotated[str, typer.Argument(help="Name of the claim; see plait claim list.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path | None, typer.Option("--out", help="Folder of the claim's work; runs/claims/NAME by default.")]
 
 
 @app.callback()
 def _claim() -> None:
-    """Try what papers claim, at small scale."""
+    """Test what papers claim in small experiments."""
 
 
 @app.command("list")
@@ -65,7 +65,7 @@ def run(name: Name, out: Folder = None, as_json: Json = False) -> None:
 def show(
     name: Name,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of your own run; else the evidence that comes with plait.")
+        Path | None, typer.Option(help="Folder of your own run; by default the evidence that comes with plait.")
     ] = None,
     as_json: Json = False,
 ) -> None:

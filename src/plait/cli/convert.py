@@ -13,19 +13,24 @@ from plait.cli.output import print_json, print_table, say
 
 def command(
     model: Annotated[str, typer.Argument(help="Folder or hub name of a Llama or Qwen3 checkpoint, or fixture:NAME.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write, new or of the same conversion.")],
+    out: Annotated[
+        Path, typer.Argument(help="Output folder: a new one, or that of the same conversion, which then continues.")
+    ],
     recipe: Annotated[str, typer.Option(help="Name of a recipe; see plait list --kind recipe.")] = "halo",
     ratio: Annotated[
-        str | None, typer.Option(help="Linear layers per full one: R:1, pure or full; else the recipe's.")
+        str | None, typer.Option(help="Linear layers per full one: R:1, pure or full; by default the recipe's.")
     ] = None,
     select: Annotated[
-        str | None, typer.Option(help="How full layers are chosen: every, importance, heads; else the recipe's.")
+        str | None,
+        typer.Option(help="How full layers are chosen: every, importance or heads; by default the recipe's."),
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="The full layers themselves, such as 3,7.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Indices of the full layers, such as 3,7.")] = None,
     scores: Annotated[str | None, typer.Option(help="JSON table of retrieval heads, for --select heads.")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Text file, corpus, or YAML file with a data section; else what the model was trained on."),
+        typer.Option(
+            help="Text file, corpus, or YAML file with a data section; by default what the model was trained on."
+        ),
     ] = None,
     skip: Annotated[
         str | None, typer.Option(help="Stages to leave out: select, transfer, align, distil, tune, merge.")
@@ -35,14 +40,14 @@ def command(
         typer.Option("--set", metavar="KEY=VALUE", help="Option of the recipe, such as align_steps=100."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Held-out rows that measure each stage.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of new weights and of the rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of new weights and of the rows.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Convert a pretrained transformer into a hybrid; the same command goes on where it stopped."""
     from plait.cli.interruption import says_how_to_go_on
     from plait.conversion.run import convert
 
-    with says_how_to_go_on("Stopped; the same command goes on from the last checkpoint."):
+    with says_how_to_go_on("Stopped. Run the same command to continue from the last checkpoint."):
         result = convert(
             model,
             recipe,

@@ -19,7 +19,7 @@ def command(
     measure: Annotated[bool, typer.Option("--measure", help="Also measure matrix products and copies.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show versions, devices and backends, with the fix for each."""
+    """Show versions, devices and backends, and how to fix what is missing."""
     findings = examine()
     if measure:
         from plait.timing.machine import ceilings
@@ -104,7 +104,7 @@ def _print(findings: dict[str, Any]) -> None:
         ],
     )
     for device, (name, reason) in findings["chosen"].items():
-        say(f"on {device} plait takes {name}: {reason}")
+        say(f"on {device} plait uses {name}: {reason}")
 
     say("\nExtras and trackers")
     print_table(

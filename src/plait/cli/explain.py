@@ -21,7 +21,8 @@ def command(
     model: Annotated[str, typer.Argument(help="A run's folder, a saved model, or a run file (YAML).")],
     length: Annotated[int, typer.Option(min=1, help="Tokens in the context, for state and cost.")] = 4096,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of a run file: a key with another value.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file, such as model.ratio=pure."),
     ] = None,
     device: Annotated[
         Literal["cpu", "cuda"] | None, typer.Option(help="Device whose code path is shown; default: this machine's.")

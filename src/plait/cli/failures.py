@@ -18,7 +18,7 @@ from plait.errors import PlaitError
 LONGEST = 1900
 
 _FIXES = {
-    errno.ENOSPC: "Free space there, or choose another folder; the same command goes on with what was saved.",
+    errno.ENOSPC: "Free space there, or choose another folder; then run the same command to continue.",
     errno.EDQUOT: "Your quota is used up: free space, or choose another folder.",
     errno.EROFS: "Choose a folder that can be written to.",
     errno.EACCES: "Change its permissions, or choose another place.",
@@ -46,7 +46,7 @@ def sentence(error: BaseException) -> str:
         fix = _FIXES.get(error.errno or 0, "")
         text = f"{place}{error.strerror}.{' ' + fix if fix else ''}"
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        text = "The memory is not enough for this. Use a smaller model, batch or context, or a larger machine."
+        text = "Out of memory. Use a smaller model, batch or context, or a machine with more memory."
     else:
         lines = [line.strip() for line in str(error)[:LONGEST].splitlines() if line.strip()]
         text = f"{type(error).__name__}{': ' + lines[0][:400] if lines else ''}"

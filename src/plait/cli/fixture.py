@@ -12,7 +12,7 @@ from plait.cli.output import print_json, print_table, say
 
 def command(
     name: Annotated[str, typer.Argument(help="Name of a recipe (recall-small), or a recipe's file.")],
-    out: Annotated[str | None, typer.Option(help="Folder to write to; else runs/fixture-NAME.")] = None,
+    out: Annotated[str | None, typer.Option(help="Output folder; runs/fixture-NAME by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train a fixture's models, save and measure them; resumes where it stopped."""

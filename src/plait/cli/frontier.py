@@ -17,11 +17,11 @@ from plait.errors import OptionError
 
 def command(
     model: Annotated[str, typer.Argument(help="Folder of a saved model, fixture:NAME, or a name on the hub.")],
-    policies: Annotated[str, typer.Option(help="Policies with commas between.")] = "streaming,snapkv,h2o,quest",
+    policies: Annotated[str, typer.Option(help="Policies, separated by commas.")] = "streaming,snapkv,h2o,quest",
     budgets: Annotated[
         str, typer.Option(help="Shares of the keys that a query may be scored with.")
     ] = "0.1,0.25,0.5,1",
-    tasks: Annotated[str, typer.Option(help="Tasks or benchmarks with commas between.")] = "niah,key_value",
+    tasks: Annotated[str, typer.Option(help="Tasks or benchmarks, separated by commas.")] = "niah,key_value",
     lengths: Annotated[str, typer.Option(help="Tokens of a row or prompt.")] = "128,256",
     limit: Annotated[int, typer.Option(min=1, help="Samples of each.")] = 100,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/frontier by default.")] = None,
@@ -40,7 +40,7 @@ def command(
     grid = Grid(_names(policies), _shares(budgets), _names(tasks), integers(lengths, "lengths"), limit)
     folder = out or Path("runs") / "frontier"
     subject = open_subject(model)
-    with says_how_to_go_on(f"Stopped; the same command goes on: what is measured is kept in {folder}."):
+    with says_how_to_go_on(f"Stopped. Run the same command to continue; finished measurements are kept in {folder}."):
         points = frontier(subject, grid, folder, Batches("auto", subject.device))
     folder.mkdir(parents=True, exist_ok=True)
     header = ["task", "policy", "budget", "score", "95 % interval", "method", "prefill", "decode", "cache"]
@@ -81,7 +81,7 @@ def _shares(text: str) -> list[float]:
     try:
         return sorted(float(part) for part in text.split(","))
     except ValueError:
-        raise OptionError(f"--budgets {text!r}: write numbers with commas between, such as 0.1,0.5,1.") from None
+        raise OptionError(f"--budgets {text!r}: write numbers separated by commas, such as 0.1,0.5,1.") from None
 
 
 def _share(value: float | None) -> str:

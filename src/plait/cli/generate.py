@@ -14,13 +14,15 @@ def command(
     model: Annotated[str, typer.Argument(help="Folder of a run or of a saved model, or a name on the hub.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 256,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling; 0.8 by default.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature; 0.8 by default.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k most probable tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the most probable tokens of this mass.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most probable tokens whose probabilities add up to this.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")] = False,
     echo: Annotated[bool, typer.Option("--echo", help="Repeat the prompt before its continuation.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr: no progress, no speed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no speed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the text, tokens and seconds.")] = False,
 ) -> None:
     """Continue a prompt; the new text streams to stdout, speed goes to stderr."""

@@ -29,7 +29,9 @@ def termination_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def says_how_to_go_on(sentence: str = "Stopped; the same command goes on from what is finished.") -> Iterator[None]:
+def says_how_to_go_on(
+    sentence: str = "Stopped. Run the same command to continue from what is finished.",
+) -> Iterator[None]:
     """Print the interruption's own words, or ``sentence``, and end with exit status 130.
 
     Args:

@@ -16,7 +16,7 @@ def command(
     kind: Annotated[str | None, typer.Option(help="Only methods of this kind, such as mixer.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List what exists: mixers, tasks and other methods."""
+    """List mixers, tasks and all other methods."""
     kinds = {method.kind for method in catalog.methods()}
     if kind is not None and kind not in kinds:
         raise OptionError(f"The catalogue has no kind {kind!r}.{nearest(kind, kinds)}")

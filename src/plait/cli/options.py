@@ -47,6 +47,6 @@ def integers(text: str, option: str, least: int = 1) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) <= 12 and int(part) >= least for part in parts):
         raise OptionError(
-            f"--{option} {quoted(text)}: write whole numbers of at least {least} with commas between, such as 4,8."
+            f"--{option} {quoted(text)}: write whole numbers of at least {least} separated by commas, such as 4,8."
         )
     return [int(part) for part in parts]

@@ -1,4 +1,4 @@
-"""``plait plan``: which layer plans fit in a memory, what they cost, and which of them no other one beats."""
+"""``plait plan``: which layer plans fit in a memory, what they cost, and which of them no other plan beats."""
 
 from __future__ import annotations
 
@@ -21,23 +21,31 @@ def command(
     params: Annotated[str, typer.Option(help="Parameters, such as 340M or 1.3B; gives depth and width.")] = "1.3B",
     context: Annotated[int, typer.Option(min=1, help="Tokens that each sequence holds.")] = 32768,
     batch: Annotated[int, typer.Option(min=1, help="Sequences decoded at a time.")] = 1,
-    memory: Annotated[str | None, typer.Option(help="Memory of the device, such as 24GiB, instead of its own.")] = None,
-    device: Annotated[str, typer.Option(help="a100, h100, h200, or cpu, which is timed.")] = "h100",
-    bandwidth: Annotated[float | None, typer.Option(help="Bytes/s of its memory, instead of its maker's.")] = None,
-    peak: Annotated[float | None, typer.Option(help="FLOP/s, instead of its maker's.")] = None,
-    study: Annotated[Path | None, typer.Option(help="A study's report.json: recall from there, not the paper.")] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Depth, instead of --params; with --hidden-size.")] = None,
-    hidden_size: Annotated[int | None, typer.Option(min=1, help="Width, instead of --params; with --layers.")] = None,
-    vocab_size: Annotated[int, typer.Option(min=1, help="Rows of the embedding and of the head.")] = 32000,
-    mixer: Annotated[list[str] | None, typer.Option(help="Linear mixer to consider; repeat it for more.")] = None,
-    full: Annotated[list[str] | None, typer.Option(help="Mixer of the full layers; repeat it for more.")] = None,
-    ratio: Annotated[list[str] | None, typer.Option(help="pure or R:1; repeat it for more.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of the device, such as 24GiB, in place of the data sheet's.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="a100, h100, h200, or cpu, which is measured now.")] = "h100",
+    bandwidth: Annotated[
+        float | None, typer.Option(help="Memory bandwidth in bytes/s, in place of the data sheet's.")
+    ] = None,
+    peak: Annotated[float | None, typer.Option(help="Peak in FLOP/s, in place of the data sheet's.")] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="A study's report.json to take recall from, in place of the paper.")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Number of layers; needs --hidden-size and replaces --params.")
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option(min=1, help="Width; needs --layers and replaces --params.")] = None,
+    vocab_size: Annotated[int, typer.Option(min=1, help="Size of the vocabulary.")] = 32000,
+    mixer: Annotated[list[str] | None, typer.Option(help="Linear mixer to consider; repeatable.")] = None,
+    full: Annotated[list[str] | None, typer.Option(help="Mixer of the full layers; repeatable.")] = None,
+    ratio: Annotated[list[str] | None, typer.Option(help="pure or R:1; repeatable.")] = None,
     placement: Annotated[list[str] | None, typer.Option(help="block_r_plus_1 or period_r; both by default.")] = None,
     kv_heads: Annotated[list[int] | None, typer.Option(min=1, help="Key and value heads of the full layers.")] = None,
     window: Annotated[list[int] | None, typer.Option(min=0, help="Window of the full layers; 0 for none.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Show plans that another one beats as well.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write a page with the front drawn, such as plan.html.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, all plans that fit included.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also show plans that another plan beats.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write a page with figures, such as plan.html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every plan that fits.")] = False,
 ) -> None:
     """Show layer plans that fit in a memory: cache, speed and recall."""
     from plait.planner import devices

@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[str, typer.Argument(help="Folder of a run or of a saved model, fixture:NAME, or a hub name.")],
-    name: Annotated[str, typer.Argument(help="Probe, as plait list --kind probe prints it.")],
+    name: Annotated[str, typer.Argument(help="Name of a probe; see plait list --kind probe.")],
     text: Annotated[Path | None, typer.Option(help="Text file that the model reads, or the haystack.")] = None,
     length: Annotated[int, typer.Option(min=2, help="Tokens of a text or of a question's haystack.")] = 128,
     samples: Annotated[int, typer.Option(min=1, help="Texts, or questions.")] = 8,
     option: Annotated[list[str] | None, typer.Option(help="Option of the probe, KEY=VALUE; repeatable.")] = None,
     mask: Annotated[
-        str | None, typer.Option(help="retrieval_heads: recall with so many heads masked, such as 1,2,4.")
+        str | None,
+        typer.Option(help="retrieval_heads: also measure recall with this many heads masked, such as 1,2,4."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the questions and of random heads.")] = 0,
-    rows: Annotated[str, typer.Option(help="Rows of the table to print, the highest first; or all.")] = "10",
+    seed: Annotated[int, typer.Option(help="Seed of the questions and of the random heads.")] = 0,
+    rows: Annotated[str, typer.Option(help="Rows to print, highest first; or all.")] = "10",
     out: Annotated[
         Path | None, typer.Option(help="Folder, or a file NAME.csv or NAME.json; runs/probe/NAME by default.")
     ] = None,
@@ -101,7 +102,7 @@ def _questions(subject: Subject, text: Path | None, length: int, samples: int, s
     if text is None:
         return task_runs(NeedleInHaystack(vocab_size=min(256, subject.vocab_size), length=length), samples, seed)
     if subject.tokenizer is None:
-        raise OptionError(f"{subject.name} has no tokenizer: leave out --text, and it is asked in token ids.")
+        raise OptionError(f"{subject.name} has no tokenizer: leave out --text to ask in token ids.")
     return list(text_runs(subject.tokenizer, text, [length], samples, seed))
 
 

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[str, typer.Argument(help="Folder of a saved model, fixture:NAME, or a name on the hub.")],
-    policy: Annotated[str, typer.Option(help="Policy, as plait list --kind policy prints it.")],
+    policy: Annotated[str, typer.Option(help="Name of a policy; see plait list --kind policy.")],
     prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="File with the text to continue; - is stdin.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the policy; repeat it for more.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Option of the policy, NAME=VALUE; repeatable.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 64,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling; greedy without it.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature; greedy decoding by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     echo: Annotated[bool, typer.Option("--echo", help="Repeat the prompt before its continuation.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr: no progress, no figures.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no figures.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the text and what the policy did.")] = False,
 ) -> None:
     """Generate under a policy; the new text goes to stdout, speed and what the policy did to stderr."""

@@ -18,7 +18,7 @@ ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="Name of the method, as plait list prints it.")],
+    name: Annotated[str, typer.Argument(help="Name of the method; see plait list.")],
     kind: Annotated[str | None, typer.Option(help="Its kind, where two kinds share the name.")] = None,
     hidden_size: Annotated[int, typer.Option(min=1, help="Width at which cost and state are evaluated.")] = 2048,
     length: Annotated[int, typer.Option(min=1, help="Tokens at which cost and state are evaluated.")] = 4096,

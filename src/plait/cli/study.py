@@ -38,11 +38,11 @@ def _study() -> None:
 def run(
     file: File,
     out: Out = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; the cores are divided.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; they share the cores.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
     cluster: Annotated[str | None, typer.Option(metavar="ADDRESS", help=_CLUSTER_HELP)] = None,
     storage: Annotated[str | None, typer.Option(metavar="URL", help=_STORAGE_HELP)] = None,
-    autoscaling: Annotated[bool, typer.Option(help="Wait for machines that fit, where there are none yet.")] = False,
+    autoscaling: Annotated[bool, typer.Option(help="Wait for machines that fit if there are none yet.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file, list the trials, run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -126,11 +126,17 @@ def plan(
     utilisation: Annotated[
         float | None,
         typer.Option(
-            "--mfu", "--utilisation", help="Share of the peak that training reaches: 0.4, or 1 of what was measured."
+            "--mfu",
+            "--utilisation",
+            help="Share of the peak that training reaches; 0.4 by default, 1 of a measured peak.",
         ),
     ] = None,
-    peak: Annotated[float | None, typer.Option(help="Peak of one device in FLOP/s, instead of its maker's.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of one device, such as 40GB, instead of its own.")] = None,
+    peak: Annotated[
+        float | None, typer.Option(help="Peak of one device in FLOP/s, in place of the data sheet's.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of one device, such as 40GB, in place of the data sheet's.")
+    ] = None,
     price: Annotated[float | None, typer.Option(help="Price of one device for an hour; adds a column.")] = None,
     as_json: Json = False,
 ) -> None:

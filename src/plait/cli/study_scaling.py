@@ -15,7 +15,7 @@ from plait.cli.output import print_json, print_table, say
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Scaling study; see docs/scaling.md.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME by default.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; the cores are divided.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; they share the cores.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Train nothing; report the runs that are done.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -59,5 +59,5 @@ def command(
     if failed:
         raise StudyError(
             f"{failed} of {summary.runs} runs did not finish; their logs are in {store.folder}/trials. To try again, "
-            "give the same command --retry-failed."
+            "add --retry-failed to the same command."
         )

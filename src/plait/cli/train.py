@@ -21,7 +21,8 @@ def command(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Run file; see docs/training.md.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME by default.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Dotted key, such as training.steps=100.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file, such as training.steps=100."),
     ] = None,
     init_from: Annotated[
         str | None, typer.Option(metavar="RUN|MODEL", help="Start from the weights of this run or saved model.")
@@ -45,7 +46,7 @@ def command(
     from plait.cli.interruption import says_how_to_go_on
 
     folder = out or Path("runs") / run.name
-    with says_how_to_go_on(f"Stopped; the same command goes on with {folder} from its last checkpoint."):
+    with says_how_to_go_on(f"Stopped. Run the same command to continue {folder} from its last checkpoint."):
         result = _result(run, folder, again, init_from)
     if result is None:
         return
@@ -72,8 +73,8 @@ def _result(run: RunConfig, folder: Path, again: bool, init_from: str | None) ->
             if first:
                 steps = kept["config"]["training"]["steps"]
                 typer.echo(
-                    f"The run in {folder} has finished with {steps:,} steps; this is its result, unchanged. --again "
-                    "measures it again, a larger training.steps goes on.",
+                    f"The run in {folder} has finished with {steps:,} steps; this is its result. "
+                    "--again measures it again; a larger training.steps trains it further.",
                     err=True,
                 )
             return kept if first else None

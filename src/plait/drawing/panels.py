@@ -12,7 +12,7 @@ from plait.drawing.style import SYMBOLS, Style
 from plait.drawing.svg_parts import HEIGHT, LEFT, TOP, Scale, document
 from plait.statistics.interval import Interval
 
-WIDE, GAP, LEGEND, BELOW = 250, 24, 170, 62
+WIDE, GAP, LEGEND, BELOW = 240, 44, 170, 70
 
 
 @dataclass(frozen=True)

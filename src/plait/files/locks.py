@@ -92,4 +92,4 @@ def _who(folder: Path) -> str:
         who = f"process {owner['pid']} on {owner['host']} ({owner['what']}, since {owner['since']})"
     except (OSError, ValueError, KeyError, TypeError):  # it has the lock and has not yet written who it is
         who = "another process"
-    return f"{folder} is in use by {who}. Wait until it has ended, or stop it, or name another folder."
+    return f"{folder} is in use by {who}. Wait until it ends, stop it, or use another folder."

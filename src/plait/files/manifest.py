@@ -56,7 +56,7 @@ def fault(folder: Path, *, content: bool = True) -> str | None:
             if content:
                 with open(path, "rb") as file:
                     if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                        return f"{name} has another content than when it was saved (its SHA-256 differs)"
+                        return f"{name} has changed since it was saved (its SHA-256 differs)"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None

@@ -123,7 +123,7 @@ def regular_file(path: Path, kind: type[PlaitError] = DataError) -> Path:
     except OSError as error:
         raise kind(f"{quoted(str(path))} cannot be read: {reason(error)}.") from None
     except ValueError:  # a zero byte
-        raise kind(f"{quoted(str(path))} is no name of a file.") from None
+        raise kind(f"{quoted(str(path))} is not a valid file name.") from None
     if stat.S_ISDIR(mode):
         raise kind(f"{path} is a folder; name a file.")
     if not stat.S_ISREG(mode):
@@ -195,7 +195,7 @@ def decode(content: bytes, path: Path, offset: int = 0, kind: type[PlaitError] =
     if offset == 0:
         for start, (packing, command) in _PACKED.items():
             if content.startswith(start):
-                raise kind(f"{path} is packed with {packing}; unpack it first: {command} {path}")
+                raise kind(f"{path} is compressed with {packing}; decompress it first: {command} {path}")
         for mark, encoding in ((b"\xff\xfe\0\0", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
             if content.startswith(mark):
                 raise kind(
@@ -241,7 +241,7 @@ def parse_json(text: str, where: str, kind: type[PlaitError] = DataError) -> Any
     except RecursionError:
         raise kind(f"{where} is nested too deeply.") from None
     except ValueError as error:  # a number of more than 4,300 digits
-        raise kind(f"{where} is not JSON that can be read: {reason(error)}.") from None
+        raise kind(f"{where} cannot be read as JSON: {reason(error)}.") from None
 
 
 def read_json_object(path: Path, kind: type[PlaitError] = DataError) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def read_json_object(path: Path, kind: type[PlaitError] = DataError) -> dict[str
 def check_json_object(path: Path, kind: type[PlaitError] = DataError) -> dict[str, Any]:
     """As :func:`read_json_object`, of a file that another library reads too, which takes no byte order mark."""
     if content(path, kind).startswith(b"\xef\xbb\xbf"):
-        raise kind(f"{path} begins with a byte order mark, which JSON has not; save it as UTF-8 without it.")
+        raise kind(f"{path} begins with a byte order mark, which JSON does not allow; save it as UTF-8 without one.")
     return read_json_object(path, kind)
 
 
@@ -281,7 +281,7 @@ def check_new_folder(path: Path, kind: type[PlaitError] = DataError) -> Path:
                 raise kind(f"{place} is a link to {os.readlink(place)}, which does not exist.") from None
             continue
         except (OSError, ValueError) as error:
-            raise kind(f"{quoted(str(place))} is no name of a folder: {reason(error)}.") from None
+            raise kind(f"{quoted(str(place))} is not a valid folder name: {reason(error)}.") from None
         if not stat.S_ISDIR(mode):
             raise kind(f"{place} is a file; name a folder.")
         if not os.access(place, os.W_OK | os.X_OK):

@@ -1,4 +1,4 @@
-"""Which layer plans fit, and which of those no other one beats."""
+"""Which layer plans fit, and which of those no other plan beats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Choice:
 
     Args:
         fits: those that need no more memory than there is.
-        front: of these, the ones that no other one beats, by memory.
+        front: of these, the ones that no other plan beats, by memory.
         too_large: those that need more.
         refused: combinations that are no model, by reason.
     """

@@ -95,7 +95,9 @@ class _StudyReport(BaseModel):
 def published(layers: int, hidden_size: int) -> RecallTable:
     """The paper's figures, for its own shape; empty for any other, since recall depends on size."""
     if (layers, hidden_size) != (24, PAPER_HIDDEN_SIZE):
-        return RecallTable({}, "2507.06457 prints recall for its 1.3B shape only, so none is known for this one")
+        return RecallTable(
+            {}, "2507.06457 reports recall for its 1.3B shape only, so the recall of this shape is unknown"
+        )
     rows = {
         (mixer, ratio, None if ratio in ("pure", "full") else "period_r"): Recall(value, "paper")
         for (mixer, ratio), value in PUBLISHED.items()

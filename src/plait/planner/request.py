@@ -56,12 +56,12 @@ class Plan:
             said.append(f"{one}: {reason}")
         hidden = len(choice.fits) - len(choice.front)
         if hidden and not everything:
-            said.append(f"{hidden} plans that fit are not shown, since another one beats them (--all shows them).")
+            said.append(f"{hidden} plans that fit are not shown because another plan beats them; --all shows them.")
         unknown = sum(one.recall is None for one in choice.fits)
         if unknown:
             said.append(
-                f"The recall of {unknown} plans that fit is unknown; they are compared with each other by memory and "
-                "speed alone."
+                f"The recall of {unknown} plans that fit is unknown; they are compared only with each other, by memory "
+                "and speed."
             )
         said.append(f"Recall: {self.recall}.")
         said.append(

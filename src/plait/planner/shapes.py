@@ -13,6 +13,7 @@ from plait.nn import swiglu_width
 #: Labels of 2507.06457 and the widths that stand behind them, all with 24 layers; the transformers of these shapes have
 #: 373.9M and 1.364B parameters.
 PAPER_WIDTHS = {340_000_000: 1024, 1_300_000_000: 2048}
+_NAMES = {340_000_000: "340M", 1_300_000_000: "1.3B"}
 PAPER_LAYERS = 24
 #: Rows of the embedding and of the untied head.
 VOCABULARY = 32_000
@@ -78,7 +79,7 @@ def shape_for(parameters: int, vocab_size: int = VOCABULARY) -> Shape:
     """
     if parameters in PAPER_WIDTHS and vocab_size == VOCABULARY:
         width = PAPER_WIDTHS[parameters]
-        return Shape(PAPER_LAYERS, width, vocab_size, "the shape that 2507.06457 gives this name")
+        return Shape(PAPER_LAYERS, width, vocab_size, f"the {_NAMES[parameters]} shape of 2507.06457")
     found = []
     for width in range(WIDTH_STEP, 32 * 1024, WIDTH_STEP):
         for layers in _DEPTHS:

@@ -67,4 +67,4 @@ def note(text: TextBaselines) -> str:
             "training split, and its length was chosen there."
         )
     )
-    return f"All on the same {labels.integer(text.bytes)} held-out bytes; gzip and xz see these alone.{counted}"
+    return f"All on the same {labels.integer(text.bytes)} held-out bytes; gzip and xz see only these.{counted}"

@@ -103,7 +103,7 @@ def loss_charts(summary: StudySummary, styles: dict[str, Style]) -> list[Chart]:
 
 
 def pareto_chart(summary: StudySummary, styles: dict[str, Style], context: int | None) -> Chart | None:
-    """Recall against the cache bytes of one sequence, with the configurations that no other one beats."""
+    """Recall against the cache bytes of one sequence, with the configurations that no other beats."""
     if context is None:
         return None
     shown = [one for one in with_metric(summary.configurations, "recall") if one.cache_bytes.get(context, 0) > 0]

@@ -125,7 +125,7 @@ def _speed_chart(plan: Plan, styles: dict[str, Style]) -> Chart | None:
         name="speed",
         title="Decoding speed against memory",
         axis="tokens/s of the whole batch at most, higher is better",
-        note="Large points: no other plan beats them. Plans of unknown recall are compared with each other alone.",
+        note="Large points: no other plan beats them. Plans of unknown recall are compared only with each other.",
         description=f"Tokens per second against memory. Not beaten: {points}.",
         data=[_points(mixer, style, shown, plan.choice.front, _speed, False) for mixer, style in styles.items()],
         layout=layout,

@@ -65,7 +65,7 @@ def newest_whole(folder: Path) -> Path | None:
         listed = "; ".join(f"{path.name}: {why}" for path, why in damaged[:5])
         raise TrainingError(
             f"No checkpoint in {folder} is whole: all are damaged ({listed}). Restore one from a copy, or delete "
-            "them to begin anew."
+            "them to start again."
         )
     return None
 

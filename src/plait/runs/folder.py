@@ -77,10 +77,11 @@ def claim(
     path = folder / RUN_FILE
     if not path.exists() and (checkpoints(folder) or (folder / FINISHED_FILE).exists()):
         raise TrainingError(
-            f"{folder} holds checkpoints but no {RUN_FILE}, so whose they are is unknown; use another folder."
+            f"{folder} holds checkpoints but no {RUN_FILE}, so it is unknown which run they belong to; use "
+            "another folder."
         )
     if not path.exists() and not write:
-        raise TrainingError(f"The first process has not begun a run in {folder}; its error says why.")
+        raise TrainingError(f"The first process has not started a run in {folder}; its error says why.")
     recorded = _checked(folder, config, init_from) if path.exists() else Claim(rows, init_from)
     if write:
         write_run_file(folder, config, recorded)
@@ -108,8 +109,8 @@ def _checked(folder: Path, config: RunConfig, init_from: dict[str, str] | None) 
     if init_from is not None and init_from["sha256"] != (warm or {}).get("sha256"):
         before = f"from the weights of {warm['source']}" if warm else "from the random weights of its seed"
         raise TrainingError(
-            f"{folder} belongs to a run that began {before}, not from these of {init_from['source']}. Leave out "
-            "--init-from to go on with it, or use another folder."
+            f"{folder} belongs to a run that started {before}, not from those of {init_from['source']}. Leave out "
+            "--init-from to continue it, or use another folder."
         )
     raised = begun.get("raised", [])
     if wanted > steps:

@@ -86,7 +86,7 @@ def summarise(folder: Path, *, verify: bool = False) -> RunSummary:
         known |= _progress(folder)
         return RunSummary(**known, **_state(folder, known["total"], verify))
     except (PlaitError, KeyError, TypeError) as error:
-        why = str(error) if isinstance(error, PlaitError) else f"{RUN_FILE} is no file of a run"
+        why = str(error) if isinstance(error, PlaitError) else f"{RUN_FILE} is not the file of a run"
         return RunSummary(**known, state="damaged", why=why)
 
 

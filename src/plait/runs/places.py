@@ -56,7 +56,7 @@ def check_corpus(corpus: str, where: str) -> None:
         if not Path(name).is_dir():
             check_name(name, "data set")
     elif kind in ("text", "hf"):
-        raise OptionError(f"{where}: nothing stands after the colon; write for instance {kind}:NAME.")
+        raise OptionError(f"{where}: nothing follows the colon; write {kind}:NAME, for example.")
     else:
         raise OptionError(f"{where}: there is no such corpus.{nearest(corpus, _CORPORA)}")
 

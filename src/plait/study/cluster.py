@@ -292,7 +292,7 @@ class _Run:
         import ray
 
         self.messages[task] = trial
-        message: Message = {"state": "killed", "error": "Its supervisor ended without a word."}
+        message: Message = {"state": "killed", "error": "Its supervisor ended without an answer."}
         try:
             async for reference in _each(task):
                 message = await reference

@@ -53,5 +53,5 @@ def check_needs(trials: Sequence[Trial], machines: Sequence[Machine], several_ma
         where = "the cluster" if several_machines else "one machine (a trial over several needs a shared file system)"
         raise StudyError(
             f"Trial {trial.label!r} asks for {needs}, which {where} cannot hold; machines: {there}. "
-            "Lower 'resources' in the study file, add a machine, or say --autoscaling if one will come."
+            "Lower 'resources' in the study file, add a machine, or use --autoscaling if one will join."
         )

@@ -96,7 +96,9 @@ def check_machine(order: Order) -> None:
     here = socket.gethostname()
     version = versions()["plait"]
     if version != order.version:
-        raise StudyError(f"Machine {here} has plait {version} and this one {order.version}; install the same.")
+        raise StudyError(
+            f"Machine {here} has plait {version} and the driver {order.version}; install the same version on both."
+        )
     if order.storage is not None:
         Storage(order.storage)
     elif not (Path(order.folder) / STUDY).is_file():

@@ -113,7 +113,7 @@ class Storage:
                 self.files.get_file(source, str(target))
             except FileNotFoundError:
                 raise StudyError(
-                    f"{self.url}: {source} is missing; delete its folder to train that trial anew."
+                    f"{self.url}: {source} is missing; delete its folder to train that trial again."
                 ) from None
             if target.stat().st_size != size:
                 raise StudyError(

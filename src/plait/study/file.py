@@ -211,8 +211,8 @@ def _check_tracks(study: StudyFile, source: str) -> None:
     for name, track in study.tracks.items():
         if track.kind == "task" and not _NAME.fullmatch(name):
             raise OptionError(
-                f"{source}: tracks.{name}: a track of kind 'task' names a column; use letters, digits, '.', '_' and "
-                "'-' only."
+                f"{source}: tracks.{name}: the name of a track of kind 'task' becomes a column; use letters, digits, "
+                "'.', '_' and '-' only."
             )
         if track.kind == "lm" and track.learnt is not None:
             raise OptionError(
@@ -225,7 +225,7 @@ def _check_tracks(study: StudyFile, source: str) -> None:
             )
     for where, seeds in [("seeds", study.seeds)] + [(f"tracks.{n}.seeds", t.seeds) for n, t in study.tracks.items()]:
         if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
-            raise OptionError(f"{source}: {where} = {seeds}: give at least one seed, and each once.")
+            raise OptionError(f"{source}: {where} = {seeds}: give at least one seed, and no seed twice.")
 
 
 def _check_grid(study: StudyFile, source: str) -> None:

@@ -103,8 +103,8 @@ def run_trials(
     joint = next((trial for trial in pending if trial.resources.processes > 1), None)
     if joint is not None:
         raise StudyError(
-            f"Trial {joint.label!r} asks for {joint.resources.processes} processes, which Ray starts; "
-            "add --cluster local for this machine alone."
+            f"Trial {joint.label!r} asks for {joint.resources.processes} processes, which only Ray can "
+            "start; add --cluster local to use this machine."
         )
     if pending:
         count = workers or default_workers(len(pending))

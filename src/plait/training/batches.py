@@ -26,8 +26,8 @@ def share(rows: int, processes: int, batch_size: int) -> tuple[int, int]:
     each, left = divmod(rows, processes)
     if left:
         raise TrainingError(
-            f"A step of this run has {rows} sequences, which {processes} processes cannot share evenly; start a number "
-            f"of processes that divides {rows}, or a new folder."
+            f"A step of this run has {rows} sequences, which {processes} processes cannot share evenly; use a number "
+            f"of processes that divides {rows}, or start a run in a new folder."
         )
     batch = next(size for size in range(min(batch_size, each), 0, -1) if each % size == 0)
     return batch, each // batch

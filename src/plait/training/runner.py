@@ -86,7 +86,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, step: int, folder: Path, finished: bool = False) -> None:
         what = f"after the last step, {step}; the model" if finished else f"at step {step}; a checkpoint"
-        super().__init__(f"Stopped {what} is in {folder}. The same command goes on from it.")
+        super().__init__(f"Stopped {what} is in {folder}. Run the same command to continue from it.")
         self.step = step
         self.folder = folder
 
@@ -217,7 +217,7 @@ def _check_model(folder: Path) -> None:
     what = f"The model in {folder / MODEL_FOLDER} is damaged: {wrong}."
     if newest_whole(folder) is None:
         raise TrainingError(
-            f"{what} No checkpoint is left to save it again from: restore it, or delete {folder} to train it anew."
+            f"{what} No checkpoint is left to save it again from: restore it, or delete {folder} to train it again."
         )
     if (folder / MODEL_FOLDER).exists():
         what += f" It is now {set_aside(folder / MODEL_FOLDER).name}."
@@ -236,7 +236,7 @@ def _start_warm(
     warm = given or warm_start.read(recorded["source"])
     if warm.sha256 != recorded["sha256"]:
         raise TrainingError(
-            f"The weights of {recorded['source']} have changed since this run began with them; restore them, or use "
+            f"The weights of {recorded['source']} have changed since this run started from them; restore them, or use "
             "another folder."
         )
     differences = warm_start.apply(warm, model, bundle.tokenizer)
@@ -264,7 +264,9 @@ def build_model(config: RunConfig, bundle: DataBundle) -> PlaitPreTrainedModel:
     parts = bundle.parts if isinstance(bundle, MixtureData) else [bundle]
     autoencoder = {isinstance(part, TaskData) and part.task.autoencoder for part in parts}
     if len(autoencoder) > 1:
-        raise OptionError("data.mixture: an auto-encoder task, such as mad_compression, mixes with no other kind.")
+        raise OptionError(
+            "data.mixture: an auto-encoder task, such as mad_compression, cannot be mixed with another kind."
+        )
     kind = AutoencoderForCompression if autoencoder == {True} else PlaitForCausalLM
     model_config = build_model_config(config, bundle.vocab_size, bundle.tokenizer, bundle.length)
     with torch.random.fork_rng():
@@ -280,7 +282,7 @@ def resolved_precision(training: TrainingSection) -> str:
     """
     able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if training.precision == "bf16" and torch.cuda.is_available() and not able:
-        raise OptionError("training.precision = 'bf16': this GPU has no bf16; use fp32 or auto.")
+        raise OptionError("training.precision = 'bf16': this GPU cannot compute in bf16; use fp32 or auto.")
     if training.precision == "auto":
         return "bf16" if able else "fp32"
     return training.precision

@@ -18,7 +18,7 @@ def notes(summary: ScalingSummary) -> list[str]:
     said = [
         "L is the training loss, N the best size without embedding and head, D the tokens it has seen: each grows as a "
         "power of the training FLOPs C; shown is the exponent.",
-        "Fits hold inside their range of FLOPs alone; nothing is extrapolated.",
+        "Fits hold only inside their range of FLOPs; nothing is extrapolated.",
     ]
     intervals = [law.interval for one in summary.architectures for law in one.laws.values()]
     if any(interval is not None for interval in intervals):
