@@ -126,7 +126,7 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Bas
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: No space left on device. Free space"),
         (OSError(errno.EROFS, "Read-only file system", "/data"), "/data: Read-only file system. Choose a folder"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "a/b: Not a directory. A part of the path"),
-        (MemoryError(), "The memory is not enough"),
+        (MemoryError(), "Out of memory"),
         (RuntimeError("first line\nsecond line"), "RuntimeError: first line."),
     ],
 )

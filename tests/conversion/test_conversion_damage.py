@@ -51,7 +51,7 @@ def test_a_damaged_result_is_named_and_written_again(llama: Path, whole: Path, t
     before = (out / WEIGHTS).read_bytes()
     assert run(llama, out).report == run(llama, whole).report
     flip(out / WEIGHTS)
-    with pytest.raises(TrainingError, match=rf"is damaged, or was changed: {WEIGHTS} has another content"):
+    with pytest.raises(TrainingError, match=rf"is damaged, or was changed: {WEIGHTS} has changed since it was saved"):
         run(llama, out)
     (out / "conversion.json").unlink()
     run(llama, out)
@@ -63,7 +63,7 @@ def test_a_damaged_stage_is_named(llama: Path, whole: Path, tmp_path: Path) -> N
     shutil.copytree(whole, out)
     (out / "conversion.json").unlink()
     flip(out / "stages" / "distil" / "model" / WEIGHTS)
-    with pytest.raises(TrainingError, match=rf"distil.model is damaged: {WEIGHTS} has another content.*Delete "):
+    with pytest.raises(TrainingError, match=rf"distil.model is damaged: {WEIGHTS} has changed since it was saved.*Delete "):
         run(llama, out)
     shutil.rmtree(out / "stages" / "distil")
     run(llama, out)

@@ -48,7 +48,7 @@ def changed(**changes: object) -> dict:
         (changed(tracks={}), "tracks is empty"),
         (changed(tracks__lm__kind="words"), "tracks.lm.kind = 'words'"),
         (changed(tracks__recall__kind="lm"), "2 tracks of kind 'lm'"),
-        (changed(seeds=[0, 0]), "seeds = .0, 0.: give at least one seed, and each once"),
+        (changed(seeds=[0, 0]), "seeds = .0, 0.: give at least one seed, and no seed twice"),
         (changed(tracks__lm__seeds=[]), "tracks.lm.seeds"),
         (changed(name="a/b"), "name = 'a/b'"),
         (changed(overrides=[{"when": {}, "set": {"model.mixer": "gla"}}]), "overrides set 'model.mixer'"),

@@ -40,5 +40,5 @@ def test_the_task_decides_the_model(run_config: Callable[..., RunConfig], tmp_pa
     assert kind(**parity) is PlaitForCausalLM
     assert kind(mixture=[COMPRESSION, COMPRESSION]) is AutoencoderForCompression
     assert kind(mixture=[parity, parity]) is PlaitForCausalLM
-    with pytest.raises(OptionError, match="mixes with no other kind"):
+    with pytest.raises(OptionError, match="cannot be mixed with another kind"):
         kind(mixture=[COMPRESSION, parity])

@@ -88,9 +88,9 @@ def test_missing_cut_and_foreign_files_are_named_and_without_a_whole_one_the_run
         train(config, folder, progress=False)
     message = str(caught.value)
     assert f"No checkpoint in {folder} is whole" in message
-    assert "checkpoint-6: model.safetensors has another content" in message
+    assert "checkpoint-6: model.safetensors has changed since it was saved" in message
     assert "checkpoint-4: optimizer.pt is missing" in message
-    assert "delete them to begin anew" in message
+    assert "delete them to start again" in message
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-4", "checkpoint-6"]
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(TrainingError, match=r"model\.safetensors has 100 bytes instead of"):
@@ -104,7 +104,7 @@ def test_a_damaged_model_of_a_finished_run_is_saved_again(
     shutil.copytree(whole, folder)
     flip(folder / "model" / "model.safetensors")
     train(config, folder, progress=False)
-    assert "is damaged: model.safetensors has another content" in caplog.text
+    assert "is damaged: model.safetensors has changed since it was saved" in caplog.text
     model = Path("model") / "model.safetensors"
     assert (folder / model).read_bytes() == (whole / model).read_bytes()
     flip(folder / model)

@@ -22,7 +22,7 @@ from plait.errors import PlaitError
 COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("plait.cli.list_methods", "List mixers, tasks and all other methods."),
     "show": ("plait.cli.show", "Show a method: paper, options with defaults, cost, state."),
-    "doctor": ("plait.cli.doctor", "Show versions, devices and backends, and how to fix what is missing."),
+    "doctor": ("plait.cli.doctor", "Show versions, devices and backends, with fixes."),
     "explain": ("plait.cli.explain", "Show a model layer by layer: code path, parameters, state, cost."),
     "train": ("plait.cli.train", "Train a model from a run file; resumes where it stopped."),
     "runs": ("plait.cli.runs", "List the runs of a folder, or compare some of them."),

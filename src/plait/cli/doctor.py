@@ -19,7 +19,7 @@ def command(
     measure: Annotated[bool, typer.Option("--measure", help="Also measure matrix products and copies.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show versions, devices and backends, and how to fix what is missing."""
+    """Show versions, devices and backends, with fixes."""
     findings = examine()
     if measure:
         from plait.timing.machine import ceilings
