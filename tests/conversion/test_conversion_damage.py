@@ -63,7 +63,9 @@ def test_a_damaged_stage_is_named(llama: Path, whole: Path, tmp_path: Path) -> N
     shutil.copytree(whole, out)
     (out / "conversion.json").unlink()
     flip(out / "stages" / "distil" / "model" / WEIGHTS)
-    with pytest.raises(TrainingError, match=rf"distil.model is damaged: {WEIGHTS} has changed since it was saved.*Delete "):
+    with pytest.raises(
+        TrainingError, match=rf"distil.model is damaged: {WEIGHTS} has changed since it was saved.*Delete "
+    ):
         run(llama, out)
     shutil.rmtree(out / "stages" / "distil")
     run(llama, out)
