@@ -22,11 +22,13 @@ class Options:
 
     Attributes:
         method: the method's name in the catalogue, for messages of ``__post_init__``.
+        knobs: options of a mixer that may change between steps, by :meth:`plait.mixers.Mixer.set`.
         presets: published settings by name; ``preset: NAME`` among the options takes one, other options change it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
     method: ClassVar[str] = "method"
+    knobs: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @classmethod

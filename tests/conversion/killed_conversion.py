@@ -41,13 +41,15 @@ def arm(kill: str) -> None:
     """Patch this process so that it dies where ``kill`` says."""
     kind, _, what = kill.partition(":")
     if kind in ("align", "distil", "tune"):
-        factor = loop.rate_factor
+        sound = loop.set_rate
 
-        def rate_factor(step: int, training: Any) -> float:
+        def set_rate(optimiser: Any, step: int, training: Any, groups: Any) -> list[float]:
             steps = OPTIONS[f"{kind}_steps"]
-            return die() if training.steps == steps and step + 1 == int(what) else factor(step, training)
+            if training.steps == steps and step + 1 == int(what):
+                die()
+            return sound(optimiser, step, training, groups)
 
-        loop.rate_factor = rate_factor
+        loop.set_rate = set_rate
     elif kind == "publish":
         publish = stages.publish_folder
         stages.publish_folder = lambda partial, final: die() if final.parent.name == what else publish(partial, final)

@@ -121,4 +121,3 @@ def test_layers_can_be_built_without_memory(name: str) -> None:
         m = cls(Dims(24, 3), cls.Options.parse(mixer, options), 1)
         m.init_parameters(0.02)
     assert all(parameter.is_meta for parameter in m.parameters())
-    assert not list(m.buffers())

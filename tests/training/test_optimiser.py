@@ -9,9 +9,18 @@ import torch
 from torch import nn
 
 from plait import catalog
+from plait.errors import OptionError
 from plait.models import PlaitConfig, PlaitForCausalLM
 from plait.runs.config import TrainingSection
-from plait.training.optimiser import build_optimiser, build_schedule, parameter_groups, rate_factor
+from plait.training.optimiser import (
+    build_optimiser,
+    build_schedule,
+    drop_frozen_gradients,
+    parameter_groups,
+    rate_factor,
+    set_rate,
+    training_groups,
+)
 
 #: Parameters of a one-layer model that weight decay leaves alone, beyond the three norms of the decoder.
 SPARED = {
@@ -92,3 +101,62 @@ def test_rate_is_finite_without_and_with_nothing_but_warm_up(warmup: int) -> Non
         optimiser.step()
         schedule.step()
     assert 0 < optimiser.param_groups[0]["lr"] <= 0.5
+
+
+RULES = [
+    {"match": "*.attn.g_*", "rate": 0.1, "weight_decay": 0.0},
+    {"match": "model.layers.0.*", "start": 2, "end": 4},
+    {"match": "*embeddings*", "rate": 2.0},
+]
+
+
+def two_layers() -> PlaitForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "vocab_size": 20}
+    return PlaitForCausalLM(PlaitConfig(layer_types=["gated_deltanet", "attention"], **sizes))
+
+
+def test_groups_by_pattern_are_exact_sets() -> None:
+    model, training = two_layers(), TrainingSection(groups=RULES, weight_decay=0.3, learning_rate=0.01)
+    names = {name for name, _ in model.named_parameters()}
+    groups = training_groups(model, training)
+    gate = {"model.layers.0.attn.g_proj.weight"}
+    first = {name for name in names if name.startswith("model.layers.0.")} - gate
+    spared = {name for name in names if name.endswith(("norm.weight", "A_log", "dt_bias"))}
+    rest = names - gate - first - {"model.embeddings.weight"}
+    assert [(set(g.names), g.weight_decay, g.rate, g.start, g.end) for g in groups] == [
+        (rest - spared, 0.3, 1.0, 0, None),
+        (rest & spared, 0.0, 1.0, 0, None),
+        (gate, 0.0, 0.1, 0, None),
+        (first - spared, 0.3, 1.0, 2, 4),
+        (first & spared, 0.0, 1.0, 2, 4),
+        ({"model.embeddings.weight"}, 0.3, 2.0, 0, None),
+    ]
+    assert sorted(name for group in groups for name in group.names) == sorted(names)
+    optimiser = build_optimiser(model, training)
+    assert [group["lr"] for group in optimiser.param_groups] == pytest.approx([0.01, 0.01, 0.001, 0.01, 0.01, 0.02])
+    schedule = build_schedule(optimiser, training)
+    optimiser.step()
+    schedule.step()
+    expected = [group["lr"] for group in optimiser.param_groups]
+    assert set_rate(optimiser, 1, training, groups) == pytest.approx(expected)
+    with pytest.raises(OptionError, match=r"no trainable parameter that is left matches '\*codebook\*'"):
+        training_groups(model, TrainingSection(groups=[{"match": "*codebook*"}]))
+
+
+def test_frozen_groups_do_not_change_by_a_bit() -> None:
+    """Frozen up to step 2 and again from step 4: neither gradients, nor decay, nor moments, nor clipping see them."""
+    model, training = two_layers(), TrainingSection(groups=[{"match": "model.layers.0.*", "start": 2, "end": 4}])
+    optimiser, groups = build_optimiser(model, training), training_groups(model, training)
+    ids = torch.randint(0, 20, (2, 6), generator=torch.Generator().manual_seed(1))
+    changed = []
+    for step in range(6):
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        optimiser.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        drop_frozen_gradients(model, groups, step)
+        optimiser.step()
+        changed.append({name for name, p in model.named_parameters() if not torch.equal(p, before[name])})
+    first = {name for name in before if name.startswith("model.layers.0.")}
+    for step, moved in enumerate(changed):
+        assert moved == (set(before) if step in (2, 3) else set(before) - first), step

@@ -23,7 +23,8 @@ from plait.models.alignment import aligned
 from plait.runs.checkpoint import newest_whole, rotate
 from plait.runs.config import TrainingSection
 from plait.runs.metrics import MetricsFile
-from plait.training.optimiser import build_optimiser, rate_factor
+from plait.training.hooks import after_step
+from plait.training.optimiser import build_optimiser, drop_frozen_gradients, set_rate, training_groups
 from plait.training.runner import resolved_precision
 
 _STATE, _WEIGHTS, _OPTIMISER = "state.json", "trained.safetensors", "optimizer.pt"
@@ -103,7 +104,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     clean(folder)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimiser = build_optimiser(model, training)
+    optimiser, groups = build_optimiser(model, training), training_groups(model, training)
     spent = Spent()
     if saved := newest_whole(folder):
         spent = _restore(saved, model, optimiser)
@@ -119,6 +120,7 @@ def fit(
             value, details = loss(batch)
         optimiser.zero_grad(set_to_none=True)
         value.backward()
+        drop_frozen_gradients(model, groups, spent.steps)
         norm = nn.utils.clip_grad_norm_(trained.values(), training.clip or math.inf)
         now = {"loss": value.item(), "grad_norm": norm.item()}
         if not all(map(math.isfinite, now.values())):
@@ -126,9 +128,9 @@ def fit(
                 f"{folder.name}, step {spent.steps + 1}: the loss is {now['loss']:g}, the norm of its gradient "
                 f"{now['grad_norm']:g}. Try lower rates (now {training.learning_rate:g}) or fp32, in a new folder."
             )
-        for group in optimiser.param_groups:
-            group["lr"] = training.learning_rate * rate_factor(spent.steps, training)
+        set_rate(optimiser, spent.steps, training, groups)
         optimiser.step()
+        after_step(model)
         spent.steps += 1
         spent.tokens += int(batch.real.sum())
         spent.seconds = before + time.perf_counter() - began
@@ -140,14 +142,14 @@ def fit(
             speed = spent.tokens / spent.seconds
             announce(f"{folder.name} {spent.steps}/{training.steps}  loss {now['loss']:.4f}  {speed:,.0f} tokens/s")
         if last or spent.steps % training.save_every == 0:
-            _save(folder, trained, optimiser, spent, training.keep, metrics.path)
+            _save(folder, _tensors(model), optimiser, spent, training.keep, metrics.path)
     model.eval()
     return spent
 
 
 def _save(
     folder: Path,
-    trained: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
     spent: Spent,
     keep: int,
@@ -157,12 +159,18 @@ def _save(
     partial = folder / f"{PARTIAL}-{name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_file({key: value.detach().contiguous() for key, value in trained.items()}, partial / _WEIGHTS)
+    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, partial / _WEIGHTS)
     torch.save(optimiser.state_dict(), partial / _OPTIMISER)
     write_json(partial / _STATE, vars(spent))
     shutil.copyfile(metrics, partial / metrics.name)
     publish_folder(partial, folder / name)
     rotate(folder, keep)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a stage changes: parameters that need a gradient, and buffers that are saved."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return trained | {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
 
 
 def _restore(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> Spent:
@@ -171,13 +179,12 @@ def _restore(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimize
     Raises:
         TrainingError: the checkpoint has other parameters.
     """
-    weights = load_file(checkpoint / _WEIGHTS)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if weights.keys() != trained.keys():
+    weights, tensors = load_file(checkpoint / _WEIGHTS), _tensors(model)
+    if weights.keys() != tensors.keys():
         raise TrainingError(f"{checkpoint} trains other parameters than this stage; delete {checkpoint.parent}.")
     with torch.no_grad():
         for name, value in weights.items():
-            trained[name].copy_(value)
+            tensors[name].copy_(value)
     states = torch.load(checkpoint / _OPTIMISER, weights_only=True)
     for state in states["state"].values():
         state.update({key: aligned(value) for key, value in state.items() if isinstance(value, Tensor)})

@@ -48,6 +48,7 @@ class AttentionOptions(Options):
     """
 
     method: ClassVar[str] = "attention"
+    knobs: ClassVar[tuple[str, ...]] = ("logit_scaling",)
     num_heads: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None

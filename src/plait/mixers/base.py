@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from plait.errors import OptionError, nearest
 from plait.mixers.context import Context
 from plait.mixers.state import LayerState
 from plait.ops import choose
@@ -97,6 +98,28 @@ class Mixer(nn.Module, ABC):
 
     def init_parameters(self, std: float) -> None:
         """Initialise parameters that are not in a Linear, Conv1d, Embedding or norm; those the model handles."""
+
+    def after_step(self) -> None:
+        """Update what is learnt without a gradient (averages, codebooks, momentum copies), once an optimiser's step.
+
+        What it changes belongs in buffers, which are saved, loaded and resumed with the weights; what ``forward``
+        gathers for it, it gathers where ``context.update_running_state`` says so, and in buffers as well.
+        """
+
+    def set(self, **values: Any) -> None:
+        """Change options between steps: those that the options name in ``knobs``.
+
+        Raises:
+            OptionError: an option that is no knob, or a value of the wrong type or range.
+        """
+        kind = type(self.options)
+        for name in values:
+            if name not in kind.knobs:
+                raise OptionError(
+                    f"{kind.method!r}: option {name!r} cannot change after the layer is made."
+                    + (nearest(name, kind.knobs) if kind.knobs else " No option of this mixer can.")
+                )
+        self.options = kind.parse(kind.method, {**asdict(self.options), **values})
 
     @classmethod
     def code_path(cls, device_type: str) -> tuple[str, str]:

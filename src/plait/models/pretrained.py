@@ -64,7 +64,7 @@ class PlaitPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SharedParameters):
             module.init_parameters()
         elif isinstance(module, Mixer):
-            own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+            own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
             loaded = {n: p.detach().clone() for n, p in own.items() if getattr(p, "_is_hf_initialized", False)}
             module.init_parameters(std)
             with torch.no_grad():  # a mixer does not know which of its tensors came from a file

@@ -153,6 +153,30 @@ class DataSection(SourceSection):
         return self
 
 
+class GroupSection(Strict):
+    """Parameters that are trained in their own way.
+
+    Args:
+        match: pattern of names of parameters, such as ``*.codebook.*``; ``*`` stands for anything, dots included.
+        rate: their learning rate over that of the others.
+        weight_decay: theirs; None: as without the group.
+        start: first step at which they are trained; until then they are frozen.
+        end: step from which on they are frozen again; None: never.
+    """
+
+    match: str
+    rate: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    start: Natural = 0
+    end: Positive | None = None
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> GroupSection:
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"'end' must be above 'start'; here {self.end} and {self.start}")
+        return self
+
+
 class TrainingSection(Strict):
     """How it is learnt. Rates follow AdamW with a linear warm-up and a cosine to ``final_fraction`` of the peak.
 
@@ -165,6 +189,7 @@ class TrainingSection(Strict):
         warmup_steps: steps of linear warm-up.
         weight_decay: on matrices only; never on norms, biases and decay parameters.
         betas, epsilon: of AdamW.
+        groups: parameters with a rate, weight decay or steps of their own; the first that matches a name decides.
         clip: largest global gradient norm; 0 turns clipping off.
         precision: ``fp32``, ``bf16`` (autocast) or ``auto`` (bf16 where the device has it).
         gradient_checkpointing: recompute blocks in the backward pass.
@@ -186,6 +211,7 @@ class TrainingSection(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    groups: list[GroupSection] = Field(default_factory=list)
     clip: Annotated[float, Field(ge=0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from plait.models.alignment import aligned
 from plait.models.loading import SHARDED_FOLDER
 from plait.models.pieces import read_pieces
 from plait.models.pretrained import PlaitPreTrainedModel
-from plait.training.optimiser import parameter_groups
 
 OPTIMISER_FILE = "optimizer.pt"
 
@@ -90,7 +89,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Weights of a checkpoint of either kind into a model of either kind.
 
     Raises:
-        TrainingError: a parameter that an ordinary checkpoint lacks.
+        TrainingError: a parameter, or a buffer that is saved, which an ordinary checkpoint lacks.
     """
     if (checkpoint / SHARDED_FOLDER).exists():
         weights = get_model_state_dict(model)
@@ -98,12 +97,12 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
             read_pieces({"model": weights}, checkpoint / SHARDED_FOLDER, alone=alone)
         set_model_state_dict(model, weights)
         return
-    saved = load_file(checkpoint / SAFE_WEIGHTS_NAME)
+    saved, kept = load_file(checkpoint / SAFE_WEIGHTS_NAME), model.state_dict().keys()
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if name in saved:
                 value.copy_(_placed(saved[name], value))
-            elif isinstance(value, nn.Parameter):
+            elif name in kept:
                 raise TrainingError(f"{checkpoint / SAFE_WEIGHTS_NAME} has no weight {name!r}; delete {checkpoint}.")
 
 
@@ -117,7 +116,8 @@ def load_optimiser(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Op
         return
     saved = torch.load(checkpoint / OPTIMISER_FILE, map_location="cpu", weights_only=True)
     parameters = dict(model.named_parameters())
-    order: Sequence[str] = [name for names in parameter_groups(model) for name in names]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    order = [names[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]
     for index, state in saved["state"].items():
         like = parameters[order[index]]
         saved["state"][index] = {key: _placed_state(value, like) for key, value in state.items()}

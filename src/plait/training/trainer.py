@@ -29,7 +29,14 @@ from plait.runs.metrics import FILE as METRICS
 from plait.runs.metrics import MetricsFile
 from plait.training import sharding
 from plait.training.batches import DealtSampler
-from plait.training.optimiser import build_optimiser, build_schedule, set_rate
+from plait.training.hooks import MixerCallback
+from plait.training.optimiser import (
+    build_optimiser,
+    build_schedule,
+    drop_frozen_gradients,
+    set_rate,
+    training_groups,
+)
 
 #: File of a checkpoint with the position in the data and the running sums.
 STATE_FILE = "run_state.json"
@@ -78,10 +85,17 @@ class PlaitTrainer(Trainer):
         self.sharded = sharding.is_sharded(model)
         if self.sharded:
             model._is_accelerate_prepared = True  # type: ignore[assignment]  # or accelerate would wrap it in DDP
-        flow = _Flow(config.training, self._stopped)
+        flow, mixers = _Flow(config.training, self._stopped), MixerCallback()
         super().__init__(
-            model, args, forward_arguments, train_dataset, processing_class=tokenizer, callbacks=[flow, *callbacks]
+            model,
+            args,
+            forward_arguments,
+            train_dataset,
+            processing_class=tokenizer,
+            callbacks=[flow, mixers, *callbacks],
         )
+        self.auxiliary = mixers.losses
+        self.groups = training_groups(model, config.training)
         for noisy in (DefaultFlowCallback, PrinterCallback):
             self.remove_callback(noisy)
         self.model_accepts_loss_kwargs = True  # compute_loss weighs the batches of an accumulation itself
@@ -174,6 +188,7 @@ class PlaitTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Any = None) -> Tensor:
         self.step_tokens += inputs["input_ids"].numel()
         loss = super().training_step(model, inputs, num_items_in_batch)
+        drop_frozen_gradients(self.network, self.groups, self.state.global_step)
         self.step_loss = loss if self.step_loss is None else self.step_loss + loss
         return loss
 
@@ -233,7 +248,7 @@ class PlaitTrainer(Trainer):
         self.window_loss, self.window_steps = 0.0, 0
         self._logged_at, self._logged_tokens = now, self.tokens
         record = {"loss": mean, "lr": logs["learning_rate"], "grad_norm": logs["grad_norm"]}
-        record["tokens_per_second"] = round(speed, 1)
+        record |= {"tokens_per_second": round(speed, 1), **self.auxiliary.take()}
         self._write(record)
         super().log(record)
 
@@ -276,8 +291,8 @@ class PlaitTrainer(Trainer):
             sharding.load_optimiser(Path(checkpoint), self.network, self.optimizer.optimizer)  # type: ignore[union-attr]
             schedule = torch.load(Path(checkpoint) / SCHEDULE_FILE, weights_only=True)
             # what was saved is the rate of the schedule before; the number of steps may have been raised
-            rate = set_rate(self.optimizer, schedule["last_epoch"], self.training)  # type: ignore[arg-type]
-            schedule["_last_lr"] = [rate for _ in schedule["_last_lr"]]
+            optimiser: Any = self.optimizer
+            schedule["_last_lr"] = set_rate(optimiser, schedule["last_epoch"], self.training, self.groups)
             self.lr_scheduler.load_state_dict(schedule)  # type: ignore[union-attr]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
