@@ -151,7 +151,7 @@ def test_single_values_decide_nothing() -> None:
 
 def test_one_seed_is_said() -> None:
     table = {"gla": {"pure": 1.51, "3:1": 1.50}}
-    assert "One seed" in verdicts(losses(table, over="batches"))["loss_hardly_depends_on_ratio"].seen
+    assert "One seed" in verdicts(losses(table, over="samples"))["loss_hardly_depends_on_ratio"].seen
     assert "One seed" not in verdicts(losses(table))["loss_hardly_depends_on_ratio"].seen
 
 

@@ -16,7 +16,7 @@ name: tiny
 model: {hidden_size: 32, num_hidden_layers: 2, ratio: "1:1", mixer: gla, intermediate_size: 32}
 data: {task: mqar, length: 16, options: {vocab_size: 32, pairs: 2}}
 training: {steps: 2, batch_size: 4, warmup_steps: 1}
-evaluate: {mqar_examples: 8}
+evaluate: {limit: 8}
 """
 STUDY = """
 name: tiny
@@ -29,7 +29,7 @@ tracks:
     model: {hidden_size: 16, num_hidden_layers: 2, intermediate_size: 32}
     data: {task: mqar, length: 16, options: {pairs: 2, vocab_size: 32}}
     training: {steps: 1, batch_size: 2, warmup_steps: 1}
-    evaluate: {mqar_examples: 8}
+    evaluate: {limit: 8}
 """
 MEASURE = ["--tasks", "niah", "--lengths", "64", "--limit", "2", "--batch-size", "2"]
 

@@ -15,8 +15,8 @@ from plait.cli.app import main
 from plait.drawing.panels import panels_svg
 from plait.errors import CatalogError, OptionError
 from plait.evaluation.frontier import DENSE, Grid, Point
-from plait.evaluation.measurements import predict
 from plait.evaluation.subject import Subject, open_subject
+from plait.evaluation.tasks import predict
 from plait.evaluation.texts import TextMeasurement
 from plait.evaluation.under_policy import under_policy
 from plait.report.figures_page import write_figures_page
@@ -126,8 +126,8 @@ def test_eval_measures_under_a_policy(capsys: pytest.CaptureFixture, tmp_path: P
     dense = result(capsys, common)["results"][0]
     narrow = result(capsys, [*common, "--policy", "streaming", "--policy-option", "window=12"])["results"][0]
     wide = result(capsys, [*common, "--policy", "quest"])["results"][0]
-    assert dense["score"] == wide["score"] == 1.0
-    assert narrow["score"] < 0.5, "needles lie outside of the window"
+    assert dense["scores"][0]["score"] == wide["scores"][0]["score"] == 1.0
+    assert narrow["scores"][0]["score"] < 0.5, "needles lie outside of the window"
     assert len(list(tmp_path.glob("*.json"))) == 3
 
 

@@ -24,7 +24,7 @@ name: tiny
 model: {hidden_size: 32, num_hidden_layers: 2, mixer: gla, ratio: "1:1", intermediate_size: 32}
 data: {task: mqar, length: 16, options: {vocab_size: 32, pairs: 2}}
 training: {steps: 4, batch_size: 4, warmup_steps: 1, log_every: 2}
-evaluate: {mqar_examples: 8}
+evaluate: {limit: 8}
 """
 
 
@@ -56,15 +56,15 @@ def test_a_finished_run_keeps_its_result(call: Call, run_file: Path, monkeypatch
         status, out, err = call("train", str(run_file))
         assert status == 0
         assert "The run in runs/tiny has finished with 4 steps; this is its result." in err
-        assert "Associative recall" in out
+        assert "mqar length=16" in out
         status, _, err = call("train", str(run_file), "--set", "training.learning_rate=1")
         assert (status, "belongs to another run" in err) == (1, True)
     assert (result.read_bytes(), result.stat().st_mtime_ns) == (before, when)
 
-    status, out, _ = call("train", str(run_file), "--set", "evaluate.mqar_examples=16", "--json")
-    assert json.loads(out)["evaluation"]["mqar"][0]["examples"] == 16
+    status, out, _ = call("train", str(run_file), "--set", "evaluate.limit=16", "--json")
+    assert json.loads(out)["evaluation"]["results"][0]["scores"][0]["n"] == 16
     again = result.stat().st_mtime_ns
-    assert call("train", str(run_file), "--set", "evaluate.mqar_examples=16", "--again")[0] == 0
+    assert call("train", str(run_file), "--set", "evaluate.limit=16", "--again")[0] == 0
     assert result.stat().st_mtime_ns > again > when
 
 
@@ -82,7 +82,7 @@ def test_listing_and_comparing(call: Call, run_file: Path) -> None:
     assert [one["name"] for one in listed] == ["pure", "tiny"]
     stored = json.loads(Path("runs/tiny/result.json").read_text())
     assert listed[1]["loss"] == stored["train"]["losses"][-1][1]
-    assert listed[1]["recall"] == stored["evaluation"]["mqar"][0]["accuracy"]
+    assert listed[1]["accuracy"] == stored["evaluation"]["results"][0]["scores"][0]["score"]
 
     _, out, _ = call("runs", "runs/tiny", "runs/pure")
     settings = [line.split() for line in out.partition("\n\n")[0].splitlines()[1:]]

@@ -23,7 +23,7 @@ name: tiny
 model: {hidden_size: 32, num_hidden_layers: 2, ratio: "1:1", intermediate_size: 32}
 data: {corpus: "text:%s", length: 16}
 training: {steps: 4, batch_size: 4, warmup_steps: 1, log_every: 2}
-evaluate: {batches: 2, decode_contexts: [8]}
+evaluate: {limit: 8, decode_contexts: [8]}
 """
 
 
@@ -59,17 +59,19 @@ def test_train_eval_generate(call: Call, run_file: Path) -> None:
     status, out, _ = call("train", str(run_file), "--set", "training.log_every=1", "--json")
     assert status == 0
     again = json.loads(out)
-    assert again["evaluation"]["lm"] == stored["evaluation"]["lm"]
+    assert again["evaluation"]["results"][0]["scores"] == stored["evaluation"]["results"][0]["scores"]
     assert again["train"] == stored["train"]
 
     status, out, _ = call("eval", "runs/tiny", "--json")
     assert status == 0
-    assert json.loads(out)["lm"] == stored["evaluation"]["lm"]
+    text, decoding = json.loads(out)["results"]
+    assert text["scores"] == stored["evaluation"]["results"][0]["scores"]
+    assert (text["trained"], decoding["trained"]) == (True, False)
 
-    status, out, _ = call("eval", "runs/tiny/model", "--batches", "1", "--contexts", "4,8", "--json")
-    measured = json.loads(out)
-    assert measured["lm"]["tokens"] == 4 * 16
-    assert [d["context"] for d in measured["decode"]] == [4, 8]
+    status, out, _ = call("eval", "runs/tiny/model", "--limit", "4", "--json")
+    assert json.loads(out)["results"][0]["scores"][1]["more"]["tokens"] == 4 * 16
+    status, out, _ = call("eval", "runs/tiny/model", "--contexts", "4,8", "--json")
+    assert [one["settings"]["context"] for one in json.loads(out)["results"]] == [4, 8]
 
     texts = {}
     for name, options in {"a": ["--seed", "1"], "b": ["--seed", "1"], "c": ["--seed", "2"], "g": ["--greedy"]}.items():
@@ -85,8 +87,8 @@ def test_train_eval_generate(call: Call, run_file: Path) -> None:
     status, out, err = call(*arguments, "--json")
     assert json.loads(out)["text"] + "\n" == texts["g"]
 
-    status, _, err = call("eval", "runs/tiny", "--mqar", "16x2")
-    assert (status, "trained on the task mqar" in err) == (1, True)
+    status, _, err = call("eval", "runs/tiny", "--option", "pairs=2")
+    assert (status, "no task is learnt" in err) == (1, True)
     status, _, err = call("train", str(run_file), "--set", "model.ratio=pure")
     assert status == 1
     assert "model.ratio (there '1:1', here 'pure')" in err
@@ -130,7 +132,7 @@ def test_interrupted_training_says_how_to_go_on(call: Call, run_file: Path, monk
         (["train", "tiny.yaml", "--set", "model.ratio=4:1"], "ratio='4:1'"),
         (["eval", "absent/folder/x"], "There is no folder absent/folder/x"),
         (["eval", ".", "--contexts", "12,a"], "--contexts '12,a'"),
-        (["eval", ".", "--mqar", "12"], "--mqar '12'"),
+        (["eval", ".", "--suite", "recal"], "Did you mean 'recall'"),
         (["generate", ".", "--greedy", "--top-k", "3"], "--greedy takes no --top-k"),
         (["generate", ".", "--temperature", "0"], "use --greedy"),
         (["generate", ".", "--top-p", "1.5"], "--top-p 1.5"),

@@ -18,9 +18,10 @@ import plait
 from conversion.small import save_data, save_teacher, tokens
 from plait.cli import app as front
 from plait.conversion import adapters, convert
-from plait.conversion.material import read_section, settled
+from plait.conversion.material import read_section, recall_and_language, settled
 from plait.conversion.run import Conversion
 from plait.errors import BackendUnavailable, OptionError, TrainingError
+from plait.evaluation.results import by_name
 from plait.fixtures import fixture_folder
 from plait.models import PlaitForCausalLM
 from plait.runs.config import DataSection
@@ -67,8 +68,8 @@ def test_result_loads_generates_and_reports(
         assert stages[name]["steps"] == steps
         assert stages[name]["tokens"] == steps * 2 * 16
         assert len(read_metrics(tmp_path / "out" / "stages" / name)) == steps
-        assert set(stages[name]["after"]["recall"]) == {"mqar 16"}
-        assert all(value > 0 for value in stages[name]["after"]["bits_per_byte"].values())
+        assert set(by_name(stages[name]["after"], "accuracy")) == {"mqar length=16"}
+        assert all(value > 0 for value in by_name(stages[name]["after"], "bits per byte").values())
     assert ("merge" in stages) is (recipe == "lizard" or "lora_rank" in options)
     names = list(stages)
     for before, after in itertools.pairwise(names[1:]):
@@ -240,6 +241,8 @@ def test_a_real_transformer_keeps_its_recall(tmp_path: Path) -> None:
     options = {"mixer": "gated_deltanet", "gate": "none", "hype": False, "align_steps": 160, "distil_steps": 0}
     options |= {"align_rates": [3e-3, 5e-4]}
     result = convert("fixture:recall-small", "halo", tmp_path / "out", select="every", options=options, samples=32)
-    before, after = (stage["after"]["mean_recall"] for stage in result.report["stages"][1:])
+    before, after = (recall_and_language(stage["after"])[0] for stage in result.report["stages"][1:])
+    assert before is not None
+    assert after is not None
     assert before < 0.1
     assert after > 0.7

@@ -29,34 +29,42 @@ def text(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_text(text: dict[str, Any], tmp_path: Path) -> None:
-    config = run_config(text, batches=3, decode_contexts=[8], ar_hits_rare_below=1000)
+    config = run_config(text, limit=12, decode_contexts=[8], ar_hits_rare_below=1000)
     result = train_and_evaluate(config, tmp_path / "run", progress=False)
     assert set(result) == {"config", "evaluation", "train", "versions", "machine", "commit", "seed"}
     assert RunConfig.model_validate(result["config"]) == config
     assert [step for step, _ in result["train"]["losses"]] == [1, 2, 3]
     assert result["train"]["tokens"] == 3 * 4 * 16
     evaluation = result["evaluation"]
-    assert set(evaluation) == {"lm", "mqar", "tasks", "suites", "decode", "parameters"}
-    assert evaluation["lm"]["tokens"] == 3 * 4 * 16
-    assert len(evaluation["lm"]["batches"]) == 3
-    assert evaluation["mqar"] == []
-    assert evaluation["decode"][0]["context"] == 8
+    assert set(evaluation) == {"parameters", "results", "unavailable"}
+    held_out, decoding = evaluation["results"]
+    assert (held_out["kind"], held_out["trained"]) == ("text", True)
+    bits, loss, *_ = held_out["scores"]
+    assert (bits["n"], loss["more"]["tokens"]) == (12, 12 * 16)
+    assert {"gzip", "xz", "ngram"} <= set(bits["more"]["baselines"])
+    assert (decoding["kind"], decoding["trained"], decoding["settings"]) == ("decode", False, {"context": 8})
+    assert [score["unit"] for score in decoding["scores"]] == ["tokens/s", "bytes"]
     json.dumps(result, allow_nan=False)
     again = train_and_evaluate(config, tmp_path / "run", progress=False)
     assert again["train"] == result["train"]
-    assert again["evaluation"]["lm"] == evaluation["lm"]
+    assert again["evaluation"]["results"][0]["scores"] == held_out["scores"]
 
 
 def test_task(tmp_path: Path) -> None:
-    config = run_config(MQAR, mqar=[{"length": 32, "pairs": 4}], mqar_examples=6)
+    config = run_config(MQAR, settings=[{"length": 32, "pairs": 4}], limit=6, measure=[{"suite": "recall", "limit": 3}])
     evaluation = train_and_evaluate(config, tmp_path, progress=False)["evaluation"]
-    assert evaluation["lm"] is None
-    assert [(r["length"], r["pairs"], r["examples"]) for r in evaluation["mqar"]] == [(32, 4, 6)]
+    trained, *further = evaluation["results"]
+    assert (trained["name"], trained["trained"]) == ("mqar length=32 pairs=4", True)
+    assert trained["scores"][0]["n"] == 6
+    assert {one["name"].split()[0] for one in further} == {"mqar", "niah", "key_value"}
+    assert not any(one["trained"] for one in further)
+    reasons = {one["name"]: one["reason"] for one in evaluation["unavailable"]}
+    assert "no tokenizer" in reasons["passkey"]
 
 
 def test_an_evaluation_that_cannot_be_is_found_before_training(text: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="trained on the task mqar"):
-        train_and_evaluate(run_config(text, mqar=[{"length": 32, "pairs": 4}]), tmp_path / "text", progress=False)
+    with pytest.raises(OptionError, match="no task is learnt"):
+        train_and_evaluate(run_config(text, settings=[{"length": 32, "pairs": 4}]), tmp_path / "text", progress=False)
     with pytest.raises(DataError, match="too short"):
-        train_and_evaluate(run_config(MQAR, mqar=[{"length": 8, "pairs": 4}]), tmp_path / "mqar", progress=False)
+        train_and_evaluate(run_config(MQAR, settings=[{"length": 8, "pairs": 4}]), tmp_path / "mqar", progress=False)
     assert not list(tmp_path.glob("*/checkpoint-*"))

@@ -13,8 +13,8 @@ from plait.cli import app
 from plait.errors import OptionError
 from plait.evaluation.batching import Batches
 from plait.evaluation.fixtures import SCORES_FILE, Recipe, build, read_recipe, run_of
-from plait.evaluation.measurements import TaskMeasurement
 from plait.evaluation.subject import Subject, open_subject
+from plait.evaluation.tasks import TaskMeasurement
 from plait.fixtures import fixture_folder, shipped
 from plait.models import PlaitForCausalLM
 from plait.runs.folder import read_run_file
@@ -51,7 +51,7 @@ def test_scores_are_those_of_their_file(fixture: Subject) -> None:
     scores = json.loads((fixture_folder(name) / SCORES_FILE).read_text())["scores"]
     told = {tuple(one["name"].split()[:2]): one["score"] for one in scores}
     for task, options in _tasks():
-        values = TaskMeasurement(task, options, 64).run(fixture, Batches(16, fixture.device), lambda count: None)
+        (values,) = TaskMeasurement(task, options, 64).measure(fixture, Batches(16, fixture.device))
         expected = told[task, f"length={options.length}"]
         assert values.low - 0.02 <= expected <= values.high + 0.02, (task, options.length)
 
@@ -91,7 +91,7 @@ TINY: dict[str, Any] = {
 
 def test_a_recipe_is_trained_saved_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = build(Recipe.model_validate(TINY), tmp_path, progress=False)
-    assert scores["one"][0]["samples"] == 8
+    assert scores["one"][0]["n"] == 8
     assert isinstance(open_subject(str(tmp_path / "one")).model, LlamaForCausalLM)
     assert json.loads((tmp_path / "two" / SCORES_FILE).read_text())["steps"] == 2
     file = tmp_path / "recipe.yaml"

@@ -2,48 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plait.cli.evaluate_suites import print_scores
+from plait.cli.scores import print_results
 from plait.errors import DataError
 from plait.evaluation.baselines import compressed
 from plait.evaluation.compare import compare
-from plait.evaluation.results import SAMPLES, digest, read_result, results_in
+from plait.evaluation.results import digest, read_result, results_in
+from plait.evaluation.score import SAMPLES, Score
 
+SCORE = dataclasses.asdict(Score.ratio("bits per byte", [15.0, 25.0], [10, 10], more={SAMPLES: "same"}))
 RESULT: dict[str, Any] = {
     "name": "text a.txt length=64",
+    "kind": "text",
     "model": "a",
-    "spec": {"text": "a.txt", "length": 64, "windows": 2},
-    "metric": "bits per byte",
-    "score": 2.0,
-    "low": 1.5,
-    "high": 2.5,
-    "per_sample": [1.5, 2.5],
+    "settings": {"text": "a.txt", "length": 64, "windows": 2},
 }
 
 
-def write(folder: Path, file: str = "x", **changes: Any) -> Path:
+def write(folder: Path, file: str = "x", drop: str = "", result: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A result with one score, ``changes`` of which are others."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{file}.json"
-    content = {key: value for key, value in {**RESULT, **changes}.items() if value is not None}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    score = {key: value for key, value in {**SCORE, **changes}.items() if key != drop}
+    path.write_text(json.dumps({**RESULT, **(result or {}), "scores": [score]}), encoding="utf-8")
     return path
 
 
-def test_a_result_without_the_newer_fields_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = read_result(write(tmp_path))
-    assert (result["interval"], result["chance"], result["more"]) == ("none", None, {})
-    print_scores([result])
-    assert "2.000" in capsys.readouterr().out
+def test_a_score_is_all_nats_over_all_tokens() -> None:
+    score = Score.ratio("loss", [2.0, 0.0, 9.0], [1, 0, 2])
+    assert (score.score, list(score.per_sample), list(score.weights), score.n) == (
+        11 / 3,
+        [2.0, 0.0, 4.5],
+        [1, 0, 2],
+        3,
+    )
+    assert 2.0 <= score.low < 11 / 3 < score.high <= 4.5  # a resample of the empty sample alone counts for nothing
+    alone = Score.ratio("loss", [2.0], [4])
+    assert (alone.score, alone.low, alone.high, alone.interval) == (0.5, 0.5, 0.5, "none")
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"score": None}, "'score' is missing"), ({"per_sample": [1, "x"]}, "'per_sample.1' is wrong")],
+    [
+        ({"drop": "score"}, "'scores.0.score' is missing"),
+        ({"per_sample": [1, "x"]}, "'scores.0.per_sample.1' is wrong"),
+    ],
 )
 def test_a_result_that_cannot_be_read_names_file_field_and_fix(
     tmp_path: Path, changes: dict[str, Any], said: str
@@ -69,31 +78,40 @@ def test_texts_that_two_tokenizers_cut_differently_are_not_compared(tmp_path: Pa
     with pytest.raises(DataError, match="cut the samples differently"):
         compare(tmp_path / "a", tmp_path / "b")
     for folder in ("a", "b"):
-        write(tmp_path / folder, "task", name="niah", spec={"task": "NeedleInHaystack"})
+        write(tmp_path / folder, "task", result={"name": "niah", "kind": "task", "settings": {"task": "niah"}})
     compared = compare(tmp_path / "a", tmp_path / "b")
     assert [one.name for one in compared.comparisons] == ["niah"]
     assert list(compared.refused) == ["text a.txt length=64"]
 
 
-def test_results_that_do_not_say_their_texts_are_not_compared(tmp_path: Path) -> None:
-    write(tmp_path / "a")
-    write(tmp_path / "b")
-    with pytest.raises(DataError, match="does not say which texts"):
-        compare(tmp_path / "a", tmp_path / "b")
-
-
 def test_samples_of_other_numbers_are_not_compared(tmp_path: Path) -> None:
-    write(tmp_path / "a", spec={"task": "x"})
-    write(tmp_path / "b", spec={"task": "x"}, per_sample=[1.0])
+    write(tmp_path / "a")
+    write(tmp_path / "b", per_sample=[1.0])
     with pytest.raises(DataError, match="A has 2 samples and B has 1"):
         compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_losses_of_other_tokens_are_not_compared(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b", weights=[9.0, 11.0])
+    with pytest.raises(DataError, match="different tokens"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_difference_weighs_samples_as_the_scores_do(tmp_path: Path) -> None:
+    for name, sums in (("a", [1.0, 30.0, 2.0]), ("b", [2.0, 60.0, 2.0])):
+        score = dataclasses.asdict(Score.ratio("loss", sums, [1, 20, 2]))
+        write(tmp_path / name, **score)
+    (found,) = compare(tmp_path / "a", tmp_path / "b").comparisons
+    assert found.difference == pytest.approx(31 / 23)
+    assert found.difference == pytest.approx(found.second - found.first)
 
 
 def test_the_bits_per_byte_of_a_text_stand_beside_compressors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = {"perplexity": {"bits_per_byte": 2.0}, "baselines": compressed(b"a" * 800)}
-    print_scores([read_result(write(tmp_path, more=more))])
+    path = write(tmp_path, more={**SCORE["more"], "baselines": compressed(b"a" * 800)})
+    print_results([read_result(path)])
     said = capsys.readouterr().out
     assert "of the same 800 bytes: gzip" in said
     assert "The model is not better than gzip." in said

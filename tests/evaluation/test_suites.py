@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from plait.benchmarks.base import Prompt, PromptTask
+from plait import catalog
+from plait.benchmarks.base import Benchmark, Prompt
 from plait.cli import app
 from plait.data.tasks.lag import Lag
 from plait.data.tokenizers import byte_tokenizer
@@ -18,10 +20,12 @@ from plait.errors import CatalogError, DataError, OptionError
 from plait.evaluation import compare as comparing
 from plait.evaluation.answers import answers, cut
 from plait.evaluation.batching import Batches
-from plait.evaluation.measurements import PromptMeasurement, TaskMeasurement
+from plait.evaluation.prompts import BenchmarkMeasurement
+from plait.evaluation.score import Score
 from plait.evaluation.session import measure, results_folder
 from plait.evaluation.subject import Subject, fingerprint
-from plait.evaluation.suites import SUITES, Unavailable, Wish, named, suite
+from plait.evaluation.suites import Unavailable, Wish, named, suite
+from plait.evaluation.tasks import TaskMeasurement
 from plait.files.writing import read_back, write_json
 from plait.models import PlaitConfig, PlaitForCausalLM
 from plait.runs.config import DataSection
@@ -60,10 +64,10 @@ class Copying(torch.nn.Module):
 
 def test_a_model_that_knows_the_task_scores_one() -> None:
     one = Subject("copying", Copying(), None, "")  # type: ignore[arg-type]
-    score = TaskMeasurement("lag", Lag(vocab_size=16, length=20), 300).run(one, BATCHES, lambda count: None)
+    (score,) = TaskMeasurement("lag", Lag(vocab_size=16, length=20), 300).measure(one)
     assert (score.score, score.high, score.chance) == (1.0, 1.0, 1 / 16)
     assert score.more["by_position"]["position"] == list(range(1, 20))
-    later = TaskMeasurement("lag", Lag(vocab_size=16, length=20, lag=2), 300).run(one, BATCHES, lambda count: None)
+    (later,) = TaskMeasurement("lag", Lag(vocab_size=16, length=20, lag=2), 300).measure(one)
     assert later.score == pytest.approx(1 / 16, abs=0.02)
 
 
@@ -84,7 +88,7 @@ def test_answers_end_before_the_stop() -> None:
     assert cut("one\ntwo. three", (".", "\n")) == "one"
 
 
-class Echo(PromptTask):
+class Echo(Benchmark):
     metric = "half"
 
     def prompt(self, index: int, tokenizer: Any) -> Prompt:
@@ -95,19 +99,19 @@ class Echo(PromptTask):
 
 
 def test_a_benchmark_is_the_mean_over_prompts_and_over_groups() -> None:
-    score = PromptMeasurement("echo", Echo(samples=10)).run(subject(), BATCHES, lambda count: None)
+    (score,) = BenchmarkMeasurement("echo", Echo(samples=10)).measure(subject())
     assert (score.metric, score.score) == ("half", 0.25)
     assert [(g["odd"], g["score"], g["samples"]) for g in score.groups] == [(0, 0.0, 5), (1, 0.5, 5)]
 
 
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("name", catalog.suites())
 def test_every_suite_gives_measurements_or_reasons(name: str) -> None:
     found = suite(name, subject(), Wish(lengths=[256], limit=2))
     assert found
     for one in found:
         if isinstance(one, Unavailable):
             assert len(one.reason) > 20
-    assert len({one.name for one in found}) == len(found)
+    assert len({(getattr(one, "kind", ""), one.name) for one in found}) == len(found)
 
 
 def test_a_model_of_ids_has_no_benchmarks() -> None:
@@ -153,11 +157,12 @@ def test_results_are_written_at_once_and_reused(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("lag-*.json"))) == 1
     assert len([first, *stream]) == 2
     place = next(tmp_path.glob("lag-8*.json"))
-    write_json(place, {**read_back(place), "score": 0.5}, sealed=True)
+    kept = read_back(place)
+    write_json(place, {**kept, "scores": [{**kept["scores"][0], "score": 0.5}]}, sealed=True)
     again = list(measure(one, tasks, tmp_path, BATCHES, progress=False))
-    assert again[0]["score"] == 0.5  # read, not measured
+    assert again[0]["scores"][0]["score"] == 0.5  # read, not measured
     other = list(measure(subject(llama(1)), tasks, tmp_path, BATCHES, progress=False))
-    assert other[0]["score"] != 0.5  # other weights
+    assert other[0]["scores"][0]["score"] != 0.5  # other weights
     assert len(list(tmp_path.glob("*.json"))) == 4
 
 
@@ -181,7 +186,8 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert end.value.code == 0
         result = json.loads(capsys.readouterr().out)
         assert result["unavailable"] == []
-        assert all(0 <= one["low"] <= one["score"] <= one["high"] <= 1 for one in result["results"])
+        scores = [score for one in result["results"] for score in one["scores"]]
+        assert all(0 <= one["low"] <= one["score"] <= one["high"] <= 1 for one in scores)
     with pytest.raises(SystemExit) as end:
         app.main(["compare", str(tmp_path / "0"), str(tmp_path / "1"), "--json"])
     assert end.value.code == 0
@@ -203,11 +209,11 @@ def test_the_needle_grid_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_comparison_by_hand(tmp_path: Path) -> None:
-    spec = {"task": "x"}
+    settings = {"task": "x"}
     for name, values in (("a", [1, 1, 0, 0, 0, 1]), ("b", [1, 1, 1, 1, 1, 0])):
         (tmp_path / name).mkdir()
-        score = {"metric": "accuracy", "score": sum(values) / 6, "low": 0, "high": 1, "per_sample": values}
-        result = {"name": "x", "model": name, "spec": spec, **score}
+        score = dataclasses.asdict(Score.of("accuracy", values))
+        result = {"name": "x", "kind": "task", "model": name, "settings": settings, "scores": [score]}
         (tmp_path / name / "x.json").write_text(json.dumps(result))
     (found,) = comparing.compare(tmp_path / "a", tmp_path / "b").comparisons
     assert (found.first, found.second, found.test) == (0.5, 5 / 6, "McNemar")

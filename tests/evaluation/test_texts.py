@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from plait.data.tokenizers import byte_tokenizer, encode
 from plait.evaluation.batching import Batches
 from plait.evaluation.language import text_perplexity
 from plait.evaluation.subject import Subject
-from plait.evaluation.texts import PIECE, TextMeasurement, prefix, together
+from plait.evaluation.texts import PIECE, TextMeasurement, prefix
 from plait.models import PlaitConfig, PlaitForCausalLM
 
 
@@ -34,7 +33,8 @@ def text(tmp_path: Path) -> Path:
 def test_a_limit_counts_windows_and_each_is_a_sample(subject: Subject, text: Path) -> None:
     told: list[tuple[int, int | None]] = []
     measurement = TextMeasurement(str(text), 50, windows=3)
-    score = measurement.run(subject, Batches(2, subject.device), lambda n, total=None: told.append((n, total)))
+    scores = measurement.measure(subject, Batches(2, subject.device), lambda n, total=None: told.append((n, total)))
+    score = scores[0]
     windows = measurement.pieces(subject.tokenizer)
     sizes = [len(window.encode()) for window in windows]
     assert "".join(windows) == text.read_text()[: sum(map(len, windows))]
@@ -47,21 +47,24 @@ def test_a_limit_counts_windows_and_each_is_a_sample(subject: Subject, text: Pat
 
 
 def test_pieces_together_are_what_one_call_says(subject: Subject, text: Path) -> None:
-    pieces = [text.read_text()[:300], text.read_text()[300:500]]
-    tokenizer = subject.tokenizer
-    each = [text_perplexity(subject.model, tokenizer, [piece], length=64) for piece in pieces]
-    whole = text_perplexity(subject.model, tokenizer, pieces, length=64)
-    for name, value in together(each).items():
-        if isinstance(value, dict):
-            assert value == pytest.approx(whole[name])
-        else:
-            assert math.isclose(value, whole[name], rel_tol=1e-6), name
+    measurement = TextMeasurement(str(text), 64)
+    bits, loss, hits, other = measurement.measure(subject)
+    pieces = measurement.pieces(subject.tokenizer)
+    assert len(pieces) == len(bits.per_sample) > 1
+    whole = text_perplexity(subject.model, subject.tokenizer, pieces, length=64)
+    assert bits.score == pytest.approx(whole["bits_per_byte"])
+    for score, group in ((loss, whole), (hits, whole["ar_hits"]), (other, whole["other"])):
+        assert (score.score, score.more["tokens"]) == (pytest.approx(group["loss"]), group["tokens"])
+    each = [text_perplexity(subject.model, subject.tokenizer, [piece], length=64) for piece in pieces]
+    assert bits.per_sample == pytest.approx([one["bits_per_byte"] for one in each])
+    assert bits.weights == [len(piece.encode()) for piece in pieces]
+    assert bits.low < bits.score < bits.high
 
 
 def test_a_short_text_has_no_loss_by_context(subject: Subject, tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("only this")
-    score = TextMeasurement(str(path), 64).run(subject, Batches(2, subject.device), lambda *_: None)
+    score, *_ = TextMeasurement(str(path), 64).measure(subject)
     assert score.more["baselines"]["bytes"] == len("only this")
     assert (len(score.per_sample), score.interval, score.more["by_context"]) == (1, "none", [])
 

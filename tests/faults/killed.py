@@ -30,9 +30,9 @@ from plait.cli.train import _result
 from plait.conversion import convert
 from plait.data.tasks import build_task
 from plait.evaluation.batching import Batches
-from plait.evaluation.measurements import TaskMeasurement
 from plait.evaluation.session import measure
 from plait.evaluation.subject import open_subject
+from plait.evaluation.tasks import TaskMeasurement
 from plait.runs.metrics import losses
 from plait.study.file import parse_study
 from plait.study.runner import run_trials
@@ -58,7 +58,7 @@ class Train:
 
     def __init__(self, folder: Path) -> None:
         data = {"corpus": f"text:{text(folder)}", "length": 16, "tokenizer": "bpe:300"}
-        values = {"model": MODEL, "data": data, "training": TRAINING, "evaluate": {"batches": 2}}
+        values = {"model": MODEL, "data": data, "training": TRAINING, "evaluate": {"limit": 8}}
         self.config = RunConfig.model_validate(values)
 
     def work(self, out: Path) -> None:
@@ -120,8 +120,8 @@ class Study:
             "name": "tiny",
             "base": {"model": {**MODEL, "mixers": {"attention": {"num_heads": 2}}}, "training": TRAINING},
             "tracks": {
-                "lm": {"kind": "lm", "data": data, "evaluate": {"batches": 2}},
-                "recall": {"kind": "recall", "data": recall, "evaluate": {"mqar_examples": 8}},
+                "lm": {"kind": "lm", "data": data, "evaluate": {"limit": 8}},
+                "recall": {"kind": "recall", "data": recall, "evaluate": {"limit": 8}},
             },
             "grid": {"mixers": ["gla"], "ratios": ["pure"]},
             "contexts": [64],

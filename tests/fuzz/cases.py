@@ -37,7 +37,7 @@ RUN: dict[str, Any] = {
     },
     "data": {"task": "mqar", "length": 16, "options": {"vocab_size": 32, "pairs": 2}},
     "training": {"steps": 2, "batch_size": 2, "betas": [0.9, 0.95], "learning_rate": 1e-3, "warmup_steps": 1},
-    "evaluate": {"batches": 1, "mqar_examples": 4, "decode_contexts": [8], "mqar": [{"length": 16, "pairs": 2}]},
+    "evaluate": {"limit": 4, "decode_contexts": [8], "settings": [{"length": 16, "pairs": 2}]},
 }
 
 
@@ -146,7 +146,7 @@ def stranger_file(rng: Random, folder: Path) -> list[str]:
         policy = ["--policy", "duo_attention", "--option", option, "--max-new-tokens", "2"]
         return ["run", "fixture:recall-small", *policy, "--prompt", "import os"]
     corpus = _corpus(kind, rng, folder)
-    return ["eval", "fixture:recall-small", "--corpus", corpus, "--length", "32", "--batches", "1", "--batch-size", "1"]
+    return ["eval", "fixture:recall-small", "--corpus", corpus, "--lengths", "32", "--limit", "1", "--batch-size", "1"]
 
 
 def _model_file(rng: Random, folder: Path) -> list[str]:

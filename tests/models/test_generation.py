@@ -200,7 +200,7 @@ def test_no_name_of_the_cache_is_deprecated(
     generate(model, ids, **{CACHE_NAME: cache}, return_dict_in_generate=True)
     model(ids, past_key_values=cache)
     model(ids, labels=ids, return_dict=False)
-    decode_speed(model, [4], 61)
+    decode_speed(model, 4, 61)
     assert said == []
     assert not [warning for warning in recwarn if issubclass(warning.category, (FutureWarning, DeprecationWarning))]
 

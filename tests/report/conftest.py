@@ -44,7 +44,7 @@ MIXERS = {
 
 
 def _interval(
-    rng: random.Random, mean: float, spread: float, n: int = 3, over: Literal["seeds", "batches"] = "seeds"
+    rng: random.Random, mean: float, spread: float, n: int = 3, over: Literal["seeds", "samples"] = "seeds"
 ) -> Interval:
     if n == 1:
         return Interval(mean=mean, low=mean, high=mean, n=1, over="none")
@@ -68,7 +68,7 @@ def _configuration(
         metrics[f"recall@{length}x{pairs}"] = _interval(rng, min(0.999, max(0.01, recall - penalty)), 0.02)
     for context in CONTEXTS:
         metrics[f"decode@{context}"] = _interval(
-            rng, 640 / (1 + 0.00006 * context * len(full)) + rng.uniform(-12, 12), 6, 5, "batches"
+            rng, 640 / (1 + 0.00006 * context * len(full)) + rng.uniform(-12, 12), 6, 5, "samples"
         )
     return Configuration(
         key="transformer" if ratio == "full" else f"{mixer} {ratio}",
@@ -210,7 +210,7 @@ def minimal_study() -> StudySummary:
         full_layers=[3],
         parameters={"lm": 100_000},
         cache_bytes={1024: 70_000},
-        metrics={"loss": Interval(mean=1.5, low=1.4, high=1.6, n=8, over="batches")},
+        metrics={"loss": Interval(mean=1.5, low=1.4, high=1.6, n=8, over="samples")},
         seeds={"lm": [0]},
     )
     return StudySummary(

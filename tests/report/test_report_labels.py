@@ -47,11 +47,11 @@ def _value(n: int, over: str) -> Interval:
 
 
 def test_interval_note_names_what_the_interval_is_over() -> None:
-    seeds, batches, one = _value(3, "seeds"), _value(32, "batches"), _value(1, "none")
+    seeds, windows, one = _value(3, "seeds"), _value(32, "samples"), _value(1, "none")
     assert labels.interval_note([("loss", seeds)] * 2) == "Intervals are 95 %, over 3 seeds."
     assert "2 to 3 seeds" in labels.interval_note([("loss", seeds), ("loss", _value(2, "seeds"))])
-    assert "32 held-out batches of one seed" in labels.interval_note([("loss", batches)])
-    assert "32 held-out examples of one seed" in labels.interval_note([("recall@64x4", batches)])
+    assert "32 held-out windows of one seed" in labels.interval_note([("loss", windows)])
+    assert "32 held-out examples of one seed" in labels.interval_note([("recall@64x4", windows)])
     assert "measured once" in labels.interval_note([("loss", seeds), ("loss", one)])
     assert "no difference can be called real" in labels.interval_note([("loss", one)])
 

@@ -132,7 +132,7 @@ def test_minimal_study_leaves_out_what_it_has_not(minimal_summary: StudySummary)
     assert "No recommendation" in reader.text
     assert "The study has no transformer to compare with." in reader.text
     assert "Not measured in this study: recall," in reader.text
-    assert "8 held-out batches of one seed" in reader.text
+    assert "8 held-out windows of one seed" in reader.text
 
 
 def test_study_without_results_says_so(minimal_summary: StudySummary) -> None:

@@ -26,7 +26,7 @@ def summary(full_summary: StudySummary) -> StudySummary:
             "suite:lm@wikitext, bits per byte": (1.2, None),
         }
         metrics = {
-            name: Interval(mean=mean, low=mean - 0.02, high=mean + 0.02, n=300, over="batches", chance=chance)
+            name: Interval(mean=mean, low=mean - 0.02, high=mean + 0.02, n=300, over="samples", chance=chance)
             for name, (mean, chance) in values.items()
         }
         configurations.append(one.model_copy(update={"metrics": {**metrics, **one.metrics}}))

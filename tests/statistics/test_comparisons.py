@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from plait.statistics.comparisons import average, below, bootstrap, interval, pareto, scaled, separated, spearman
+from plait.statistics.comparisons import average, below, bootstrap, interval, pareto, separated, spearman
 from plait.statistics.interval import Interval
 
 
@@ -67,8 +67,7 @@ def test_separation() -> None:
     assert not separated(of(0, 0, "none"), of(1, 2))
 
 
-def test_scaled_and_average() -> None:
-    assert scaled(of(1, 3), 2.0) == of(2, 6)
+def test_average() -> None:
     both = average([of(0, 2), of(2, 6)])
     assert (both.low, both.mean, both.high) == (1, 2.5, 4)
     assert average([of(0, 2), of(2, 6, "none")]).over == "none"

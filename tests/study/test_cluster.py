@@ -41,7 +41,7 @@ STUDY: dict[str, Any] = {
         "recall": {
             "kind": "recall",
             "data": {"task": "mqar", "options": {"length": 16, "pairs": 2, "vocab_size": 16}},
-            "evaluate": {"mqar_examples": 16},
+            "evaluate": {"limit": 16},
         },
     },
     "grid": {"mixers": ["gla"], "ratios": ["pure"]},

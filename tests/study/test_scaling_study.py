@@ -35,7 +35,7 @@ SCALING: dict[str, Any] = {
         "model": {"num_hidden_layers": 2, "mixers": {"attention": {"num_heads": 2}, "gla": {"num_heads": 2}}},
         "data": {"corpus": "python-stdlib", "length": 32, "max_bytes": 60_000},
         "training": {"steps": 400, "batch_size": 4, "warmup_steps": 2, "log_every": 4},
-        "evaluate": {"batches": 2, "ar_hits": False},
+        "evaluate": {"limit": 8, "ar_hits": False},
     },
     "mixers": ["gla"],
     "ratios": ["pure", "1:1"],

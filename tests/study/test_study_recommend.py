@@ -85,7 +85,7 @@ def test_sentences_hold_the_figures() -> None:
 
 
 def test_single_seed_and_unfinished_study_are_said() -> None:
-    alone = [one("transformer", 4000, 0.98, 1.5, over="batches")]
+    alone = [one("transformer", 4000, 0.98, 1.5, over="samples")]
     found = recommend(study(), alone, [GUARD], complete=False)
     assert found.key == "transformer"
     assert "no hybrid keeps its quality in less" in found.sentences[0]

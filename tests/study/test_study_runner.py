@@ -39,12 +39,12 @@ STUDY: dict[str, Any] = {
         "lm": {
             "kind": "lm",
             "data": {"corpus": "python-stdlib", "length": 32, "max_bytes": 60_000},
-            "evaluate": {"batches": 3, "decode_contexts": [8]},
+            "evaluate": {"limit": 12, "decode_contexts": [8]},
         },
         "recall": {
             "kind": "recall",
             "data": {"task": "mqar", "options": {"length": 16, "pairs": 2, "vocab_size": 16}},
-            "evaluate": {"mqar_examples": 16},
+            "evaluate": {"limit": 16},
         },
     },
     "grid": {"mixers": ["gla", "retnet"], "ratios": ["pure"]},
@@ -179,7 +179,7 @@ def test_summary_of_a_real_study(reference: Prepared) -> None:
     first = store.result(found[0])
     assert first is not None
     assert transformer.metrics["loss"].mean == first["evaluation"]["lm"]["loss"]
-    assert transformer.metrics["loss"].over == "batches"
+    assert transformer.metrics["loss"].over == "samples"
     assert transformer.parameters["lm"] == first["evaluation"]["parameters"]
     assert (gla.n_linear, gla.n_full, gla.full_layers) == (2, 0, [])
     assert transformer.cache_bytes == {64: 2 * 2 * 64 * 16 * 2, 256: 2 * 2 * 256 * 16 * 2}

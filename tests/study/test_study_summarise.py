@@ -14,6 +14,8 @@ from plait.study.file import parse_study
 from plait.study.store import Store
 from plait.study.summarise import summarise
 from plait.study.trials import Trial, trials
+from study.evaluations import evaluation, mqar, score
+from study.evaluations import result as result_of
 
 STUDY = {
     "name": "made-up",
@@ -33,42 +35,24 @@ RECALLS = {"transformer": 0.97, "gla pure": 0.40, "gla 3:1": 0.96}
 
 def result(trial: Trial, recall: float, started: float = 0.0, ended: float = 10.0) -> dict[str, Any]:
     loss = LOSSES[trial.key] + 0.001 * trial.seed
-    group = {"loss": loss / 2, "share": 0.3, "tokens": 30, "batches": [loss / 2 - 0.1, loss / 2 + 0.1]}
-    lm = {
-        "loss": loss,
-        "bits_per_byte": 2 * loss,
-        "ar_hits": group,
-        "other": {**group, "loss": None},
-        "batches": [loss],
-        "tokens": 9,
-        "baselines": {
+    if trial.track == "lm":
+        baselines = {
             "bytes": 90,
             "gzip": 4.5,
             "xz": 5.0,
             "ngram": {"bits_per_byte": 3.02, "length": 3, "train_bytes": 1000},
-        },
-    }
-    rows = [
-        {"length": 16, "pairs": 2, "accuracy": recall, "examples": 4, "per_example": [recall] * 4},
-        {
-            "length": 32,
-            "pairs": 4,
-            "accuracy": recall - 0.1,
-            "examples": 4,
-            "per_example": [recall - 0.2, recall, recall - 0.2, recall],
-        },
-    ]
-    evaluation = {
-        "lm": lm if trial.track == "lm" else None,
-        "mqar": rows if trial.track == "recall" else [],
-        "decode": [{"context": 64, "tokens_per_second": 100.0 + trial.seed, "cache_bytes": 1}]
-        if trial.track == "lm"
-        else [],
-        "parameters": 1000 + (trial.track == "recall"),
-    }
+        }
+        metrics = {"bits per byte": 2 * loss, "loss": loss, "loss on AR hits": loss / 2}
+        scores = [score(name, value, more={"baselines": baselines}) for name, value in metrics.items()]
+        speed = score("decoding speed", 100.0 + trial.seed)
+        measured = [result_of("text", "text x", *scores), result_of("decode", "decoding", speed, trained=False)]
+        measured[1]["settings"] = {"context": 64}
+    else:
+        measured = [mqar(16, 2, [recall] * 4), mqar(32, 4, [recall - 0.2, recall, recall - 0.2, recall])]
+    evaluated = evaluation(*measured, parameters=1000 + (trial.track == "recall"))
     train = {"losses": [[1, 5.0], [2, 4.0]], "seconds": 1.0, "tokens": 10}
     return {
-        "evaluation": evaluation,
+        "evaluation": evaluated,
         "train": train,
         "versions": {"torch": "x"},
         "machine": "m",
@@ -100,7 +84,7 @@ def test_metrics_over_seeds_and_over_examples(tmp_path: Path) -> None:
     assert "other_loss" not in pure  # no such tokens
     assert pure["recall@16x2"].mean == pytest.approx(0.4)
     assert pure["recall@32x4"].mean == pytest.approx(0.3)
-    assert (pure["recall"].mean, pure["recall"].over, pure["recall"].n) == (pytest.approx(0.35), "batches", 4)
+    assert (pure["recall"].mean, pure["recall"].over, pure["recall"].n) == (pytest.approx(0.35), "samples", 4)
     assert (pure["recall"].low, pure["recall"].high) == (pytest.approx(0.3, abs=0.06), pytest.approx(0.4, abs=0.06))
     assert pure["decode@64"].mean == pytest.approx(101.0)
     hybrid = found["gla 3:1"]

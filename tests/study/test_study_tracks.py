@@ -20,6 +20,7 @@ from plait.study.store import Store
 from plait.study.summarise import summarise
 from plait.study.summary import StudySummary
 from plait.study.trials import Trial, trials
+from study.evaluations import evaluation, mqar, task
 
 NEEDLES = {"task": "niah_multiquery", "options": {"vocab_size": 40}}
 STUDY: dict[str, Any] = {
@@ -32,7 +33,7 @@ STUDY: dict[str, Any] = {
             "kind": "task",
             "learnt": None,
             "data": {"task": "parity", "options": {"length": 16}},
-            "evaluate": {"suites": [{"tasks": ["parity"], "lengths": [32]}]},
+            "evaluate": {"measure": [{"tasks": ["parity"], "lengths": [32]}]},
         },
     },
     "grid": {"mixers": ["gla"], "ratios": ["pure", "3:1"]},
@@ -49,29 +50,18 @@ def changed(track: str, **values: Any) -> dict[str, Any]:
     return content
 
 
-def score(name: str, value: float, chance: float) -> dict[str, Any]:
-    ends = {"low": value - 0.02, "high": value + 0.02}
-    return {
-        "name": name,
-        "metric": "accuracy",
-        "score": value,
-        "per_sample": [value - 0.01, value + 0.01],
-        "chance": chance,
-        **ends,
-    }
-
-
 def result(trial: Trial, ruler: float) -> dict[str, Any]:
-    tasks, suites, mqar = [], [], []
     if trial.track == "ruler":
-        tasks = [score("niah_multiquery", ruler + 0.04, 0.1), score("variable_tracking", ruler - 0.04, 0.02)]
+        needles, variables = ruler + 0.04, ruler - 0.04
+        measured = [task("niah_multiquery", [needles] * 2, 0.1), task("variable_tracking", [variables] * 2, 0.02)]
     elif trial.track == "state":
-        tasks, suites = [score("parity", STATE[trial.key], 0.5)], [score("parity length=32", 0.51, 0.5)]
+        value = STATE[trial.key]
+        measured = [task("parity", [value - 0.01, value + 0.01], 0.5)]
+        measured.append(task("parity length=32", [0.5, 0.52], 0.5, trained=False))
     else:
-        mqar = [{"length": 16, "pairs": 2, "accuracy": 0.97, "examples": 2, "per_example": [0.96, 0.98]}]
-    evaluation = {"lm": None, "mqar": mqar, "tasks": tasks, "suites": suites, "decode": [], "parameters": 1000}
+        measured = [mqar(16, 2, [0.96, 0.98])]
     return {
-        "evaluation": evaluation,
+        "evaluation": evaluation(*measured),
         "train": {"losses": [[1, 5.0]], "seconds": 1.0, "tokens": 10},
         "versions": {},
         "machine": "m",
@@ -217,6 +207,6 @@ def test_another_track_changes_no_trial() -> None:
 def test_trials_of_the_mini_study_keep_their_names() -> None:
     found = trials(load_study(Path(__file__).parents[2] / "studies" / "hybrid-linear-mini.yaml"))
     names = {(trial.track, trial.key, trial.seed): trial.hash for trial in found}
-    assert names["lm", "transformer", 0] == "84278e73254aa40e"
-    assert names["recall", "transformer", 0] == "a91d9bb0254cc23b"
-    assert names["lm", "gated_deltanet pure", 0] == "9cbeae6002dbe583"
+    assert names["lm", "transformer", 0] == "d427006c5329ea5c"
+    assert names["recall", "transformer", 0] == "277541b1a318751d"
+    assert names["lm", "gated_deltanet pure", 0] == "7110c160053dae1d"

@@ -68,7 +68,7 @@ def test_hash_follows_the_config_and_not_the_study_name() -> None:
     first, renamed = resolve(), resolve(name="other")
     assert [t.hash for t in first] == [t.hash for t in renamed]
     assert first[0].config.name != renamed[0].config.name
-    longer = resolve(base={"evaluate": {"batches": 5}})
+    longer = resolve(base={"evaluate": {"limit": 5}})
     assert not {t.hash for t in first} & {t.hash for t in longer}
     unrotated = resolve(base={"model": {"mixers": {"attention": {"rope_base": None}}}})  # None is a value here
     assert not {t.hash for t in first} & {t.hash for t in unrotated}

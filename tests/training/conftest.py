@@ -25,7 +25,7 @@ def run_config() -> Callable[..., RunConfig]:
             | (model or {}),
             "data": data or mqar,
             "training": {"steps": 8, "batch_size": 4, "warmup_steps": 2, "save_every": 4, "log_every": 2} | training,
-            "evaluate": {"batches": 2, "mqar_examples": 8},
+            "evaluate": {"limit": 8},
         }
         return RunConfig.model_validate(values)
 

@@ -32,7 +32,7 @@ def config(data: dict[str, Any] | None = None, model: dict[str, Any] | None = No
     values = {"steps": 20, "batch_size": 4, "accumulate": 4, "warmup_steps": 2, "save_every": 5, "log_every": 1}
     values |= {"clip": 0.1, "validate_every": 10} | training
     return RunConfig.model_validate(
-        {"model": model or MODEL, "data": data or DATA, "training": values, "evaluate": {"batches": 3}}
+        {"model": model or MODEL, "data": data or DATA, "training": values, "evaluate": {"limit": 12}}
     )
 
 

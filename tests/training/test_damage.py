@@ -43,7 +43,7 @@ def config() -> RunConfig:
         "model": {"hidden_size": 32, "num_hidden_layers": 2, "ratio": "1:1", "intermediate_size": 32},
         "data": mqar,
         "training": {"steps": 6, "batch_size": 4, "warmup_steps": 2, "save_every": 2, "log_every": 1, "keep": 2},
-        "evaluate": {"mqar_examples": 8},
+        "evaluate": {"limit": 8},
     }
     return RunConfig.model_validate(values)
 
@@ -129,7 +129,7 @@ def test_a_damaged_result_is_not_kept(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    result = {"config": config.model_dump(mode="json"), "evaluation": {"mqar": [{"accuracy": 0.25}]}}
+    result = {"config": config.model_dump(mode="json"), "evaluation": {"results": [{"score": 0.25}]}}
     write_json(folder / "result.json", result, sealed=True)
     assert kept_result(folder, config) == result
     (folder / "result.json").write_text((folder / "result.json").read_text().replace("0.25", "0.75"))

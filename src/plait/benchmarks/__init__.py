@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from plait import catalog
-from plait.benchmarks.base import Prompt, PromptTask
+from plait.benchmarks.base import Benchmark, Prompt
 
-__all__ = ["Prompt", "PromptTask", "build_benchmark"]
+__all__ = ["Benchmark", "Prompt", "build_benchmark"]
 
 
-def build_benchmark(name: str, options: Mapping[str, Any]) -> PromptTask:
+def build_benchmark(name: str, options: Mapping[str, Any]) -> Benchmark:
     """The benchmark of the catalogue with these options.
 
     Raises:
@@ -19,5 +19,5 @@ def build_benchmark(name: str, options: Mapping[str, Any]) -> PromptTask:
         OptionError: an unknown option or a value of the wrong type.
         DataError: options that do not fit together, or data that cannot be read.
     """
-    benchmark: type[PromptTask] = catalog.get(name, "benchmark").load()
+    benchmark: type[Benchmark] = catalog.get(name, "benchmark").load()
     return benchmark.parse(name, options)

@@ -1,4 +1,4 @@
-"""The contract of a benchmark in words: prompts made from a seed, each with its references, and a score."""
+"""The contract of a benchmark in words: prompts made from a seed, each with its references and its score."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptTask(Options, ABC):
-    """A generator of prompts; a subclass is a frozen dataclass of its options, checked in ``__post_init__``.
+class Benchmark(Options, ABC):
+    """A published set of prompts with the way to score answers.
+
+    A subclass is a frozen dataclass of its options, checked in ``__post_init__``.
 
     Args:
         samples: number of prompts; where a file holds fewer, so many.
@@ -41,11 +43,13 @@ class PromptTask(Options, ABC):
 
     Attributes:
         metric: the score's name, as the benchmark's authors call it.
+        files: option that names a file or a folder -> where it lies in a data folder; the first that exists counts.
     """
 
     samples: int = 500
     seed: int = 42
     metric: ClassVar[str]
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @abstractmethod
     def prompt(self, index: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:

@@ -10,13 +10,13 @@ right if it contains the value. :class:`XQuADCompletion` asks questions of a fil
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from plait.benchmarks.base import Prompt, PromptTask
+from plait.benchmarks.base import Benchmark, Prompt
 from plait.benchmarks.lengths import last_tokens, token_count
 from plait.benchmarks.rows import Question, chosen_rows, read_rows, read_squad
 from plait.errors import DataError
@@ -31,7 +31,7 @@ def contains(prediction: str, values: Sequence[str]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BasedRecall(PromptTask):
+class BasedRecall(Benchmark):
     """Options of FDA, SWDE and SQuAD-completion; the fact of a prompt is ``value_in_prompt``, 0 where cutting lost it.
 
     Args:
@@ -82,6 +82,7 @@ class BasedRecall(PromptTask):
 class FDA(BasedRecall):
     """Fields of reports on medical devices: 100 documents, 16 fields. Options: :class:`BasedRecall`."""
 
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {"data": ("fda.jsonl",)}
     official: ClassVar[str] = "hazyresearch/based-fda"
 
 
@@ -89,6 +90,7 @@ class FDA(BasedRecall):
 class SWDE(BasedRecall):
     """Fields of web pages: 8 film and 5 university sites. Options: :class:`BasedRecall`."""
 
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {"data": ("swde.jsonl",)}
     official: ClassVar[str] = "hazyresearch/based-swde-v2"
 
 
@@ -96,11 +98,12 @@ class SWDE(BasedRecall):
 class SquadCompletion(BasedRecall):
     """SQuAD with each question rewritten as the start of its answer. Options: :class:`BasedRecall`."""
 
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {"data": ("squad_completion.jsonl",)}
     official: ClassVar[str] = "hazyresearch/based-squad"
 
 
 @dataclass(frozen=True, kw_only=True)
-class XQuADCompletion(PromptTask):
+class XQuADCompletion(Benchmark):
     """Questions on paragraphs, from a file in SQuAD's format such as XQuAD's (1910.11856).
 
     The frame is plait's own, since no rewritten questions exist for these files: the paragraph, an empty line,
@@ -119,6 +122,7 @@ class XQuADCompletion(PromptTask):
     questions: str
     length: int = 2048
     metric: ClassVar[str] = "contains"
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {"questions": ("squad.json", "xquad.en.json")}
 
     def __post_init__(self) -> None:
         _check_length("xquad_completion", self.length)

@@ -23,7 +23,7 @@ from uuid import UUID
 
 from transformers import PreTrainedTokenizerBase
 
-from plait.benchmarks.base import Prompt, PromptTask
+from plait.benchmarks.base import Benchmark, Prompt
 from plait.benchmarks.lengths import largest, token_count
 from plait.errors import DataError
 
@@ -33,7 +33,7 @@ _FEWEST = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyValueWords(PromptTask):
+class KeyValueWords(Benchmark):
     """Options of key-value retrieval.
 
     The facts of a prompt are ``pairs`` (or ``length``, if that was given) and ``depth`` of the asked pair (percent, to

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from plait.benchmarks.base import Prompt, PromptTask
+from plait.benchmarks.base import Benchmark, Prompt
 from plait.benchmarks.lengths import text_of, token_ids, unbroken
 from plait.benchmarks.longbench_metrics import METRICS, check_packages
 from plait.benchmarks.longbench_sets import EVEN_SETS, SETS, LongBenchSet
@@ -37,7 +37,7 @@ class LongBenchPrompt(Prompt):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongBench(PromptTask):
+class LongBench(Benchmark):
     """Options of LongBench.
 
     The facts of a prompt are its ``dataset`` and, for LongBench-E, the ``words`` of its row (0-4k, 4-8k, 8k+). The
@@ -62,6 +62,7 @@ class LongBench(PromptTask):
     dataset: str | None = None
     length: int = 31_500
     prompts: str | None = None
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {"data": ("longbench",)}
     metric: ClassVar[str] = "score"
 
     def __post_init__(self) -> None:

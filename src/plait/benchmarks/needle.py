@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from plait.benchmarks.base import Prompt, PromptTask
+from plait.benchmarks.base import Benchmark, Prompt
 from plait.benchmarks.lengths import text_of, token_count, token_ids, unbroken
 from plait.errors import DataError, OptionError
 from plait.files import read_text
@@ -33,7 +33,7 @@ NEW_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needle(PromptTask):
+class Needle(Benchmark):
     """Options of the needle grid; the facts of a prompt are ``length`` and ``depth`` (percent).
 
     Args:
@@ -57,6 +57,7 @@ class Needle(PromptTask):
     lengths: int = 8
     depths: int = 8
     reserved: int = 200
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {"haystack": ("essays", "haystack.txt")}
     metric: ClassVar[str] = "contains"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "original": {"length": 16_000, "shortest": 1000, "lengths": 35, "depths": 35, "samples": 35 * 35}

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from plait.benchmarks.base import Prompt, PromptTask
+from plait.benchmarks.base import Benchmark, Prompt
 from plait.benchmarks.lengths import largest, token_count
 from plait.errors import DataError
 
@@ -35,7 +35,7 @@ NEW_TOKENS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passkey(PromptTask):
+class Passkey(Benchmark):
     """Options of passkey retrieval.
 
     The facts of a prompt are ``characters`` (or ``length``, if that was given) and ``depth`` (percent, to the ten).

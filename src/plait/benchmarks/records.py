@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from plait.benchmarks.base import Prompt, PromptTask
+from plait.benchmarks.base import Benchmark, Prompt
 from plait.benchmarks.based_recall import NEW_TOKENS, STOP, contains
 from plait.benchmarks.lengths import largest, token_count
 from plait.errors import DataError, nearest
@@ -142,7 +142,7 @@ _LAYOUTS: Mapping[str, tuple[str, str, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Records(PromptTask):
+class Records(Benchmark):
     """Options of the records.
 
     The facts of a prompt are its ``layout`` and the ``depth`` of the field (percent, to the quarter). Copying the value

@@ -20,7 +20,10 @@ from plait.catalog.recipes import RECIPES
 from plait.catalog.tasks import TASKS
 from plait.errors import CatalogError, nearest
 
-__all__ = ["Method", "PaperSizes", "Peer", "get", "method_of", "methods", "name_of", "names"]
+__all__ = ["Method", "PaperSizes", "Peer", "get", "method_of", "methods", "name_of", "names", "suites"]
+
+#: Suites of texts and of lm-eval's task sets, and the one of everything.
+SUITES_OF_TEXT, ALL_SUITES = ("lm", "harness"), "all"
 
 
 @cache
@@ -74,3 +77,9 @@ def name_of(target: type, kind: str) -> str:
     """The catalogue's name of a class; the class's own name where it is not listed."""
     method = method_of(target, kind)
     return target.__name__ if method is None else method.name
+
+
+def suites() -> list[str]:
+    """Names of all suites: those that tasks and benchmarks belong to, and three that are no list of methods."""
+    named = dict.fromkeys(suite for method in methods() for suite in method.suites)
+    return [*named, *SUITES_OF_TEXT, ALL_SUITES]

@@ -67,6 +67,7 @@ class Method:
         work: products of a forward pass over T tokens.
         paper_sizes: options in the models of 2507.06457, or None where that paper has no such model.
         peer: the layer of flash-linear-attention, or None.
+        suites: of a task or a benchmark: the suites that measure it.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Method:
     work: Literal["", "T", "T log T", "T^1.5", "T^2"] = field(default="", kw_only=True)
     paper_sizes: PaperSizes | None = field(default=None, kw_only=True)
     peer: Peer | None = field(default=None, kw_only=True)
+    suites: tuple[str, ...] = field(default=(), kw_only=True)
 
     def load(self) -> Any:
         """Import and return the class."""

@@ -16,8 +16,8 @@ from plait.data.tasks.base import IGNORED, Task, TaskDataset, per_example_accura
 from plait.data.tasks.key_value import KeyValueRetrieval
 from plait.data.tasks.niah import NeedleInHaystack
 from plait.drawing.lines import Line, LinesFigure
-from plait.evaluation.measurements import predict
 from plait.evaluation.subject import Subject, open_subject
+from plait.evaluation.tasks import predict
 from plait.evaluation.under_policy import under_policy
 from plait.policies import FindHeadsOptions, find_heads, task_rows
 from plait.provenance import provenance

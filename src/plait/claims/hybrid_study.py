@@ -92,8 +92,8 @@ class _HybridStudy(ClaimFromStudy):
         table = _Table.of(configurations)
         verdict, seen = self.compare(table)
         intervals = [one for ratios in table.measured(self.metric).values() for one in ratios.values()]
-        if any(interval.over == "batches" for interval in intervals):
-            seen += " One seed: the intervals are over evaluation batches and leave out the spread between seeds."
+        if any(interval.over == "samples" for interval in intervals):
+            seen += " One seed: the intervals are over samples and leave out the spread between seeds."
         void = next((guard.message for guard in guards if guard.metric == "recall" and not guard.learnt), None)
         if self.metric == "recall" and void:
             return "inconclusive", f"{void} {seen}"

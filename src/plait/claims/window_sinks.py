@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from plait.claims.contract import Announce, Claim, Measurement, Outcome
 from plait.data.corpora import open_corpus
 from plait.drawing.lines import Line, LinesFigure
-from plait.evaluation.perplexity import token_losses
+from plait.evaluation.language import token_losses
 from plait.evaluation.subject import open_subject
 from plait.policies import policy
 from plait.provenance import provenance

@@ -73,12 +73,11 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     """Print what each stage cost and what the model scored after it."""
     named = [("teacher", report["teacher"], None)]
     named += [(stage["name"], stage["after"], stage) for stage in report["stages"] if stage["after"] is not None]
-    columns = [*report["teacher"]["recall"], *report["teacher"]["bits_per_byte"]]
+    columns = [result["name"] for result in report["teacher"]]
     table = []
-    for name, scores, stage in named:
+    for name, results, stage in named:
         cost = ["", ""] if stage is None else [f"{stage['tokens']:,}", f"{stage['seconds']:.0f}"]
-        values = {**scores["recall"], **scores["bits_per_byte"]}
-        table.append([name, *cost, *(f"{values[column]:.3f}" for column in columns)])
+        table.append([name, *cost, *(f"{result['scores'][0]['score']:.3f}" for result in results)])
     print_table(["after", "tokens", "seconds", *columns], table, right=range(1, 3 + len(columns)))
     kept = ", ".join(map(str, report["kept"])) or "none"
     say(f"\nLayers that stay attention: {kept}. The model is in {out}.")

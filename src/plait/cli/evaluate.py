@@ -3,174 +3,157 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from plait.cli.evaluate_suites import Chosen, Under, beside, measure_suites, print_scores, print_unavailable
+from plait.cli.interruption import says_how_to_go_on
 from plait.cli.options import integers, key_values
-from plait.cli.output import print_json, print_table, say, size
+from plait.cli.output import print_json, say
+from plait.cli.scores import draw_grids, print_evaluation
 from plait.errors import OptionError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from plait.data import DataBundle
+    from plait.evaluation.subject import Subject
     from plait.runs.config import DataSection, RunConfig
 
 
 def command(
     model: Annotated[str, typer.Argument(help="Folder of a run or of a saved model, or a name on the hub.")],
-    corpus: Annotated[
-        str | None, typer.Option(help="Measure on this text instead: python-stdlib, text:PATH or hf:NAME.")
-    ] = None,
-    field: Annotated[str, typer.Option(help="Field of jsonl, parquet or hub rows that holds the text.")] = "text",
-    length: Annotated[int | None, typer.Option(min=1, help="Tokens per window; of the run, or 256.")] = None,
-    batches: Annotated[int | None, typer.Option(min=1, help="Held-out batches; of the run, or 32.")] = None,
-    batch_size: Annotated[
-        str | None,
-        typer.Option(help="Rows per batch; of the run, or 16. Suites also take auto, which they start with."),
-    ] = None,
-    rare_below: Annotated[
-        int | None, typer.Option(min=1, help="AR hits: only bigrams rarer than this in the training split.")
-    ] = None,
-    mqar: Annotated[str | None, typer.Option(help="Recall settings LENGTHxPAIRS, such as 64x4,128x8.")] = None,
     suite: Annotated[
-        str | None, typer.Option(help="Measure suites: recall, ruler, state, mad, longbench, lm, harness; or all.")
+        str | None, typer.Option(help="Suites: recall, ruler, state, mad, longbench, lm, harness; or all.")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Measure tasks or benchmarks by name: niah,passkey.")] = None,
-    harness: Annotated[str | None, typer.Option(help="Measure lm-eval's tasks: lambada_openai,piqa.")] = None,
-    lengths: Annotated[str | None, typer.Option(help="Lengths of rows or prompts in tokens: 256,1024.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each; 500, or those of the set.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks or benchmarks by name: niah,passkey.")] = None,
+    harness: Annotated[str | None, typer.Option(help="Task sets of lm-eval: lambada_openai,piqa.")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="The held-out text of a corpus: python-stdlib, text:PATH or hf:NAME.")
+    ] = None,
+    contexts: Annotated[
+        str | None, typer.Option(help="Decoding speed and cache after contexts of these lengths: 512,2048.")
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Tokens of rows, prompts or windows: 256,1024. Each is measured by itself.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Samples of each: rows, prompts, windows of text. 500 by default.")
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the tasks and benchmarks that know it; repeat it for more.")
     ] = None,
-    policy: Annotated[str | None, typer.Option(help="Measure under this policy, with --suite or --tasks.")] = None,
-    policy_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the policy; repeat for more.")] = None,
+    field: Annotated[str, typer.Option(help="Field of the corpus's rows that holds the text.")] = "text",
+    rare_below: Annotated[
+        int | None, typer.Option(min=1, help="AR hits: only bigrams rarer than this in the corpus's training split.")
+    ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with files of benchmarks and of the harness.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Measure under this policy.")] = None,
+    policy_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the policy; repeat for more.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Rows at a time, or auto.")] = "auto",
     out: Annotated[str | None, typer.Option(help="Folder of the results; else MODEL/evaluation.")] = None,
-    contexts: Annotated[str | None, typer.Option(help="Decode speed at these context lengths: 512,2048.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a model: what it was trained on and decoding; or suites, tasks and standard sets."""
-    if suite or tasks or harness:
-        own = {"--corpus": corpus, "--mqar": mqar, "--contexts": contexts, "--rare-below": rare_below}
-        given = [name for name, value in own.items() if value is not None]
-        if given:
-            raise OptionError(f"{given[0]} does not go with --suite, --tasks or --harness: use two calls.")
-        chosen = Chosen(
-            _names(suite), _names(tasks), _names(harness), _lengths(lengths), limit, key_values(option or [])
-        )
-        under = Under(policy, key_values(policy_option or [], "policy-option"))
-        measure_suites(model, chosen, under, data_dir, out, batch_size, as_json)
-        return
-    alone = {
-        "--policy": policy,
-        "--lengths": lengths,
-        "--limit": limit,
-        "--option": option,
-        "--data-dir": data_dir,
-        "--out": out,
-    }
-    given = [name for name, value in alone.items() if value]
-    if given:
-        raise OptionError(f"{given[0]} goes with --suite, --tasks or --harness, and none of them is given.")
-    rows = None if batch_size is None else _positive(batch_size)
-    changes: dict[str, Any] = {"batches": batches, "ar_hits_rare_below": rare_below}
-    changes["decode_contexts"] = None if contexts is None else integers(contexts, "contexts")
-    changes["mqar"] = None if mqar is None else _settings(mqar)
+    """Measure a model: what --suite, --tasks, --harness, --corpus and --contexts name.
 
-    from plait.evaluation.run import evaluate, open_model
+    Without any of them: what it was trained on, and what its run file asks for.
+    """
+    wanted_lengths = [] if lengths is None else integers(lengths, "lengths")
+    options = key_values(option or [])
+    policy_options = key_values(policy_option or [], "policy-option")
+    if policy_options and policy is None:
+        raise OptionError("--policy-option goes with --policy.")
+    rows = _rows(batch_size)
+    parts: list[dict[str, Any]] = [{"suite": name} for name in _names(suite)]
+    parts += [{kind: _names(text)} for kind, text in (("tasks", tasks), ("harness", harness)) if text]
+    shared = {"lengths": wanted_lengths, "limit": limit, "data_dir": data_dir, "options": options}
+    values: dict[str, Any] = {
+        "measure": [{**part, **shared} for part in parts],
+        "decode_contexts": [] if contexts is None else integers(contexts, "contexts"),
+    }
+    named = bool(parts or corpus or contexts)
+
     from plait.runs.config import DataSection, EvaluateSection
     from plait.runs.folder import model_folder, read_run_file
     from plait.sections import validated
 
     place = model_folder(model)
     run = read_run_file(Path(place))
-    section = run.evaluate if run else EvaluateSection()
-    values = {**section.model_dump(), **{key: value for key, value in changes.items() if value is not None}}
+    data = None if corpus is None else DataSection(corpus=corpus, field=field)
+    if not named:
+        if run is None:
+            raise OptionError(
+                f"{model} does not say what it was trained on: name what to measure with --suite, --tasks, --harness, "
+                "--corpus or --contexts."
+            )
+        data, values = run.data, run.evaluate.model_dump()
+        if wanted_lengths or options:
+            values["settings"] = [{"length": n, **options} for n in wanted_lengths] or [options]
+    values |= {"limit": limit} if limit is not None else {}
+    values |= {"ar_hits_rare_below": rare_below} if rare_below is not None else {}
     section = validated(EvaluateSection, values, "plait eval")
-    data: DataSection | None = run.data if run else None
-    if corpus is not None:
-        data = DataSection(corpus=corpus, field=field, length=length or (data.length if data else 256))
-    elif data is not None and length is not None:
-        data = data.model_copy(update={"length": length})
-    network, tokenizer = open_model(place)
-    if data is None and not section.decode_contexts:
-        raise OptionError(f"{model} does not say what it was trained on: give --corpus, --contexts or both.")
-    bundle = None if data is None else _bundle(data, model, place, run, tokenizer)
-    result = evaluate(network, bundle, section, batch_size=rows or (run.training.batch_size if run else 16))
+
+    from plait.evaluation.batching import Batches
+    from plait.evaluation.run import Asked, ask
+    from plait.evaluation.session import measure, results_folder
+    from plait.evaluation.subject import open_subject
+
+    folder = results_folder(model) if out is None else Path(out)
+    again = f"Stopped; the same command goes on: what is measured is kept in {folder}."
+    with says_how_to_go_on(again), _under(open_subject(model), policy, policy_options) as subject:
+        asked = ask(subject, _bundles(data, wanted_lengths, place, run, subject), section)
+        if named:  # a corpus that is named need not be what the model was trained on
+            asked = Asked(further=asked.measurements, unavailable=asked.unavailable)
+        results = list(measure(subject, asked.measurements, folder, Batches(rows, subject.device)))
+        evaluation = asked.record(subject, results)
+    pictures = draw_grids(evaluation["results"], folder)
     if as_json:
-        print_json(result)
-    else:
-        print_evaluation(result)
+        print_json({**evaluation, "folder": str(folder), "pictures": [str(path) for path in pictures]})
+        return
+    print_evaluation(evaluation)
+    for path in pictures:
+        say(f"\nLength by depth: {path}")
+    say(f"\nResults are in {folder}")
 
 
-def print_evaluation(result: dict[str, Any]) -> None:
-    """Print what :func:`plait.evaluation.run.evaluate` returns as short tables."""
-    say(f"{result['parameters']:,} parameters")
-    if result["lm"]:
-        lm = result["lm"]
-        rows = [["all", lm["loss"], 1.0, lm["tokens"]]]
-        rows += [
-            [name, lm[key]["loss"], lm[key]["share"], lm[key]["tokens"]]
-            for key, name in (("ar_hits", "AR hits"), ("other", "other"))
-            if lm[key]
-        ]
-        cells = [[n, "-" if loss is None else f"{loss:.4f}", f"{s:.1%}", f"{t:,}"] for n, loss, s, t in rows]
-        say(f"\nHeld-out text: {lm['bits_per_byte']:.4f} bits per byte")
-        if "baselines" in lm:  # older results have none
-            say(beside(lm["bits_per_byte"], lm["baselines"]))
-        say()
-        print_table(["tokens", "loss (nats)", "share", "count"], cells, right=(1, 2, 3))
-    if result["mqar"]:
-        say("\nAssociative recall (MQAR)")
-        rows = [[s["length"], s["pairs"], f"{s['accuracy']:.1%}", s["examples"]] for s in result["mqar"]]
-        print_table(["length", "pairs", "accuracy", "examples"], [list(map(str, r)) for r in rows], right=(0, 1, 2, 3))
-    scores = [one for one in [*result["tasks"], *result["suites"]] if "reason" not in one]
-    if scores:
-        say("\nTasks and suites")
-        print_scores(scores)
-    print_unavailable([one for one in result["suites"] if "reason" in one])
-    if result["decode"]:
-        say("\nDecoding one sequence")
-        rows = [
-            [f"{d['context']:,}", f"{d['tokens_per_second']:,.0f}", size(d["cache_bytes"])] for d in result["decode"]
-        ]
-        print_table(["context", "tokens/s", "cache"], rows, right=(0, 1, 2))
+@contextmanager
+def _under(subject: Subject, policy: str | None, options: Mapping[str, Any]) -> Iterator[Subject]:
+    """The subject, under the policy where there is one."""
+    if policy is None:
+        yield subject
+        return
+    from plait.evaluation.under_policy import under_policy
+
+    with under_policy(subject, policy, options) as (changed, _):
+        yield changed
 
 
-def _bundle(
-    data: DataSection, model: str, place: str, run: RunConfig | None, tokenizer: PreTrainedTokenizerBase | None
-) -> DataBundle:
+def _bundles(
+    data: DataSection | None, lengths: list[int], place: str, run: RunConfig | None, subject: Subject
+) -> list[DataBundle]:
+    """The data at each of these lengths, or at its own."""
     from plait.data import build
     from plait.runs.folder import DATA_FOLDER, RUN_FILE
 
-    if data.corpus is not None and tokenizer is None:
-        raise OptionError(f"{model} has no tokenizer, so it cannot be measured on text.")
+    if data is None:
+        return []
+    if data.corpus is not None and subject.tokenizer is None:
+        raise OptionError(f"{subject.name} has no tokenizer, so it cannot be measured on text.")
     parents = [folder for folder in (Path(place), Path(place).parent) if (folder / RUN_FILE).exists()]
     shared = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plait"
     folder = parents[-1] / DATA_FOLDER if parents and parents[-1] != Path(place) else shared
-    return build(data, folder, run.seed if run else 0, tokenizer)  # type: ignore[arg-type]
+    at_lengths = [data.model_copy(update={"length": length}) for length in lengths] or [data]
+    return [build(one, folder, run.seed if run else 0, subject.tokenizer) for one in at_lengths]  # type: ignore[arg-type]
 
 
 def _names(text: str | None) -> list[str]:
     return [] if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _lengths(text: str | None) -> list[int]:
-    return [] if text is None else integers(text, "lengths")
-
-
-def _positive(text: str) -> int:
+def _rows(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
     if not text.isdecimal() or int(text) < 1:
-        raise OptionError(f"--batch-size {text!r} must be a whole number of at least 1 (auto goes with --suite).")
+        raise OptionError(f"--batch-size {text!r} must be a whole number of at least 1, or auto.")
     return int(text)
-
-
-def _settings(text: str) -> list[dict[str, int]]:
-    pairs = [part.strip().split("x") for part in text.split(",")]
-    if not all(len(pair) == 2 and all(number.isdecimal() for number in pair) for pair in pairs):
-        raise OptionError(f"--mqar {text!r}: write LENGTHxPAIRS with commas between, such as 64x4,128x8.")
-    return [{"length": int(length), "pairs": int(count)} for length, count in pairs]

@@ -45,7 +45,7 @@ def command(
 
 
 def _print_list(runs: list[RunSummary]) -> None:
-    header = ["run", "model", "steps", "state", "loss", "bits per byte", "recall", "time"]
+    header = ["run", "model", "steps", "state", "loss", "bits per byte", "accuracy", "time"]
     rows = [
         [run.name, run.model, f"{run.steps:,}/{run.total:,}", run.state, *_scores(run), _duration(run.seconds)]
         for run in runs
@@ -69,7 +69,9 @@ def _print_comparison(runs: list[RunSummary], table: dict[str, list[Any]]) -> No
         ("steps", [f"{run.steps:,}/{run.total:,}" for run in runs]),
     ]
     scores = zip(*(_scores(run) for run in runs), strict=True)
-    facts += [(label, list(values)) for label, values in zip(("loss", "bits per byte", "recall"), scores, strict=True)]
+    facts += [
+        (label, list(values)) for label, values in zip(("loss", "bits per byte", "accuracy"), scores, strict=True)
+    ]
     facts.append(("time", [_duration(run.seconds) for run in runs]))
     print_table(["result", *names], [[label, *values] for label, values in facts], right=range(1, len(runs) + 1))
     for run in runs:
@@ -78,8 +80,8 @@ def _print_comparison(runs: list[RunSummary], table: dict[str, list[Any]]) -> No
 
 
 def _scores(run: RunSummary) -> list[str]:
-    recall = "-" if run.recall is None else f"{run.recall:.1%}"
-    return [*("-" if value is None else f"{value:.4f}" for value in (run.loss, run.bits_per_byte)), recall]
+    accuracy = "-" if run.accuracy is None else f"{run.accuracy:.1%}"
+    return [*("-" if value is None else f"{value:.4f}" for value in (run.loss, run.bits_per_byte)), accuracy]
 
 
 def _duration(seconds: float | None) -> str:

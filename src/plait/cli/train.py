@@ -50,7 +50,7 @@ def command(
         result = _result(run, folder, again, init_from)
     if result is None:
         return
-    from plait.cli.evaluate import print_evaluation
+    from plait.cli.scores import print_evaluation
 
     if as_json:
         print_json(result)

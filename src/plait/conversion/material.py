@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from plait import catalog
-from plait.data import DataBundle, TaskData, TextData
+from plait.data import DataBundle
 from plait.data.order import stable_hash
 from plait.errors import OptionError
-from plait.evaluation.perplexity import language_modelling
-from plait.evaluation.recall import per_example
-from plait.evaluation.run import parts
+from plait.evaluation.batching import Batches
+from plait.evaluation.results import by_name
+from plait.evaluation.session import result_of
+from plait.evaluation.subject import Subject
+from plait.evaluation.texts import BITS
+from plait.evaluation.trained import trained_measurements
 from plait.models import PlaitForCausalLM
-from plait.runs.config import DataSection
+from plait.runs.config import DataSection, EvaluateSection
 from plait.sections import read_yaml, validated
 
 
@@ -58,47 +60,27 @@ def check_vocabulary(bundle: DataBundle, teacher: PlaitForCausalLM) -> None:
         raise OptionError(f"The data has ids up to {bundle.vocab_size - 1}, but the model knows {known} tokens.")
 
 
-def label(part: TextData | TaskData) -> str:
-    """A source for people: ``mqar 128`` or ``text python-stdlib``."""
-    if isinstance(part, TextData):
-        return f"text {part.data.corpus}"
-    return f"{catalog.name_of(type(part.task), 'task')} {part.length}"
-
-
-def measure(model: PlaitForCausalLM, bundle: DataBundle, *, samples: int, batch_size: int) -> dict[str, Any]:
-    """Recall and language of a model, on rows of the test split that no training reads.
+def measure(model: PlaitForCausalLM, bundle: DataBundle, *, samples: int, batch_size: int) -> list[dict[str, Any]]:
+    """What a model makes of the data, on rows of the test split that no training reads.
 
     Args:
         model: in evaluation mode.
         bundle: every task in it gives an accuracy, every text bits per byte.
-        samples: rows of each task; a text is read in as many windows.
+        samples: rows of each.
         batch_size: rows at a time.
 
     Returns:
-        ``recall`` (accuracy by task), ``bits_per_byte`` (by text), and of each the mean, None where there is none.
+        Results, see :mod:`plait.evaluation.results`.
     """
-    recall: dict[str, float] = {}
-    bits: dict[str, float] = {}
-    for part in parts(bundle):
-        if isinstance(part, TextData):
-            found = language_modelling(
-                model,
-                part.test_dataset(samples),
-                batch_size=batch_size,
-                vocab_size=model.config.vocab_size,
-                bytes_per_token=part.bytes_per_token("test"),
-                split_ar_hits=False,
-            )
-            bits[label(part)] = found["bits_per_byte"]
-        else:
-            values = per_example(model, part, samples, batch_size)
-            recall[label(part)] = sum(values) / len(values)
-    return {
-        "recall": recall,
-        "bits_per_byte": bits,
-        "mean_recall": _mean(list(recall.values())),
-        "mean_bits_per_byte": _mean(list(bits.values())),
-    }
+    subject = Subject.of(model, bundle.tokenizer)
+    batches = Batches(batch_size, subject.device)
+    wanted = trained_measurements(bundle, EvaluateSection(limit=samples, ar_hits=False), baselines=False)
+    return [result_of(one, subject, batches) for one in wanted]
+
+
+def recall_and_language(results: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """The mean accuracy over tasks and the mean bits per byte over texts; None where there is none."""
+    return _mean(list(by_name(results, "accuracy").values())), _mean(list(by_name(results, BITS).values()))
 
 
 def rows(bundle: DataBundle, stage: str, samples: int) -> torch.utils.data.Dataset[Any]:

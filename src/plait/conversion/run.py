@@ -45,8 +45,8 @@ class Conversion:
     Args:
         folder: holds the hybrid, with its tokenizer; ``plait.load(folder)`` opens it.
         report: what ``conversion.json`` holds: ``settings``, ``kept`` (layers that stay attention), ``teacher`` (its
-            scores), ``stages`` (of each ``name``, ``steps``, ``tokens``, ``seconds``, ``before`` and ``after``) and
-            ``versions``.
+            results, see :mod:`plait.evaluation.results`), ``stages`` (of each ``name``, ``steps``, ``tokens``,
+            ``seconds``, and the results ``before`` and ``after`` it) and ``versions``.
     """
 
     folder: Path
@@ -176,7 +176,7 @@ def convert(
             "kept": pipeline.kept,
             "importance": pipeline.importance,
             "parameters": sum(parameter.numel() for parameter in student.parameters()),
-            "teacher": pipeline.teacher_scores,
+            "teacher": pipeline.teacher_results,
             "stages": pipeline.records,
             "seconds": sum(record["seconds"] for record in pipeline.records),
             "last_call_seconds": time.perf_counter() - began,

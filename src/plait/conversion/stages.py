@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from plait.conversion import adapters
 from plait.conversion.loop import Loss, Spent, fit
 from plait.conversion.losses import Alignment, Distillation, NextToken
-from plait.conversion.material import measure, rows
+from plait.conversion.material import measure, recall_and_language, rows
 from plait.conversion.recipe import Recipe
 from plait.conversion.selection import Selection, importance, most_important
 from plait.conversion.student import attention_options, build_student, converted_layers, joined, select_trained
@@ -54,7 +54,7 @@ class Pipeline:
     announce: Callable[[str], None]
     kept: list[int] = field(default_factory=list, init=False)
     importance: list[float] | None = field(default=None, init=False)
-    teacher_scores: dict[str, Any] = field(default_factory=dict, init=False)
+    teacher_results: list[dict[str, Any]] = field(default_factory=list, init=False)
     records: list[dict[str, Any]] = field(default_factory=list, init=False)
     last: Path | None = field(default=None, init=False)
     _student: PlaitForCausalLM | None = field(default=None, init=False)
@@ -71,16 +71,16 @@ class Pipeline:
     def run(self) -> PlaitForCausalLM:
         """All stages that are not done yet; returns the hybrid."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        scores = self._teacher_scores()
+        results = self._measure_teacher()
         for name in self.order():
             folder = self.folder / name
             if (folder / FINISHED).exists():
                 self.announce(f"{name}: done before")
             else:
-                self._begin(name, folder, scores)
+                self._begin(name, folder, results)
             record = read_back(folder / FINISHED)
             self.records.append(record)
-            self.kept, scores = record["kept"], record["after"] or scores
+            self.kept, results = record["kept"], record["after"] or results
             self.importance = record.get("importance", self.importance)
             if (folder / MODEL).exists() and self.last != folder / MODEL:
                 self.last, self._student = folder / MODEL, None
@@ -101,18 +101,18 @@ class Pipeline:
             self._student = model.to(self.teacher.device).eval()  # type: ignore[arg-type]
         return self._student
 
-    def _teacher_scores(self) -> dict[str, Any]:
+    def _measure_teacher(self) -> list[dict[str, Any]]:
         path = self.folder / "teacher.json"
         if not path.exists():
-            write_json(path, self._measure(self.teacher), sealed=True)
-        self.teacher_scores = read_back(path)
-        self.announce(f"teacher: {summary(self.teacher_scores)}")
-        return self.teacher_scores
+            write_json(path, {"results": self._measure(self.teacher)}, sealed=True)
+        self.teacher_results = read_back(path)["results"]
+        self.announce(f"teacher: {summary(self.teacher_results)}")
+        return self.teacher_results
 
-    def _measure(self, model: PlaitForCausalLM) -> dict[str, Any]:
+    def _measure(self, model: PlaitForCausalLM) -> list[dict[str, Any]]:
         return measure(model.eval(), self.bundle, samples=self.samples, batch_size=max(32, self.recipe.batch_size))
 
-    def _begin(self, name: str, folder: Path, before: dict[str, Any]) -> None:
+    def _begin(self, name: str, folder: Path, before: list[dict[str, Any]]) -> None:
         """Run one stage and publish its model and its record."""
         folder.mkdir(exist_ok=True)
         began = time.perf_counter()
@@ -164,13 +164,13 @@ class Pipeline:
         for index in layers[len(done) :]:
             others = [other for other in layers if other != index]
             model = build_student(self.teacher, self.recipe, others, seed=self.seed, twins=self.student, unchanged=True)
-            scores = self._measure(model)
-            if scores["mean_recall"] is None or scores["mean_bits_per_byte"] is None:
+            recall, bits = recall_and_language(self._measure(model))
+            if recall is None or bits is None:
                 raise OptionError(
                     "A selection by importance weighs recall against language: give data with a task and a text, or "
                     "choose layers otherwise."
                 )
-            done.append({"recall": scores["mean_recall"], "language": 2 ** -scores["mean_bits_per_byte"]})
+            done.append({"recall": recall, "language": 2**-bits})
             write_json(path, {"layers": done}, sealed=True)
         return done
 
@@ -229,8 +229,7 @@ class Pipeline:
         return vars(spent)
 
 
-def summary(scores: dict[str, Any]) -> str:
-    """Scores in one line."""
-    values = [f"{name} {value:.3f}" for name, value in scores["recall"].items()]
-    values += [f"{name} {value:.4f} bits per byte" for name, value in scores["bits_per_byte"].items()]
-    return ", ".join(values)
+def summary(results: Sequence[Mapping[str, Any]]) -> str:
+    """The first score of each result, in one line."""
+    firsts = [(result["name"], result["scores"][0]) for result in results]
+    return ", ".join(f"{name} {score['score']:.3f} {score['unit']}".rstrip() for name, score in firsts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,13 +140,6 @@ class TaskData(DataBundle):
 
     def held_out_dataset(self, split: str, samples: int) -> TaskDataset:
         return TaskDataset(self.task, samples, self.HELD_OUT_SEED, split)
-
-    def with_options(self, **options: Any) -> TaskData:
-        """The same task with other options, such as ``length`` and ``pairs``, and no mixture."""
-        known = [field.name for field in dataclasses.fields(self.task)]
-        if "mixture" in known:
-            options.setdefault("mixture", ())
-        return TaskData(dataclasses.replace(self.task, **options), self.seed)
 
 
 class MixtureData(DataBundle):

@@ -16,9 +16,9 @@ from plait.errors import DataError, OptionError
 from plait.evaluation.batching import Batches
 from plait.evaluation.session import measure
 from plait.evaluation.subject import Subject
-from plait.evaluation.suites import Unavailable, asked
+from plait.evaluation.suites import Unavailable, measurements_of
 from plait.evaluation.under_policy import under_policy
-from plait.runs.config import SuiteSection
+from plait.runs.config import MeasureSection
 
 DENSE = "dense"
 
@@ -32,7 +32,7 @@ class Point:
         budget: share of the keys that it was given; 1 for dense.
         task: name of the measurement, with its length.
         score, low, high: the task's metric with its 95 % interval.
-        interval: how it was found, see :class:`~plait.evaluation.measurements.Score`.
+        interval: how it was found, see :class:`~plait.evaluation.score.Score`.
         prefill, decode: scored pairs per dense pair; None where there was nothing to score.
         held: bytes of the cache per byte of a dense one, after the last answer.
         options: of the policy.
@@ -95,7 +95,7 @@ def frontier(subject: Subject, grid: Grid, folder: Path, batches: Batches) -> li
     points: list[Point] = []
     whole = len(grid.lengths) * (1 + len(grid.policies) * len(grid.budgets)) * len(grid.tasks)
     for length in grid.lengths:
-        section = SuiteSection(tasks=list(grid.tasks), lengths=[length], limit=grid.limit)
+        section = MeasureSection(tasks=list(grid.tasks), lengths=[length], limit=grid.limit)
         cases: list[tuple[str, float, dict[str, Any]]] = [(DENSE, 1.0, {})]
         for name in grid.policies:
             kind = catalog.get(name, "policy").load()
@@ -103,7 +103,7 @@ def frontier(subject: Subject, grid: Grid, folder: Path, batches: Batches) -> li
                 cases.append((name, share, kind.with_budget(max(1, round(share * length)), length)))
         for name, share, options in cases:
             with under_policy(subject, name, options) as (changed, applied):
-                for measurement in asked(section, changed):
+                for measurement in measurements_of(section, changed):
                     if isinstance(measurement, Unavailable):
                         raise OptionError(f"{measurement.name}: {measurement.reason}")
                     applied.reset_report()
@@ -114,12 +114,8 @@ def frontier(subject: Subject, grid: Grid, folder: Path, batches: Batches) -> li
                     if "reason" in result:
                         raise OptionError(f"{measurement.name}: {result['reason']}")
                     work = _work(applied.report(), place / f"{changed.fingerprint}-{_slug(measurement.name)}.json")
-                    score, low, high = (float(result[key]) for key in ("score", "low", "high"))
-                    points.append(
-                        Point(
-                            name, share, measurement.name, score, low, high, result["interval"], **work, options=options
-                        )
-                    )
+                    first = [result["scores"][0][key] for key in ("score", "low", "high", "interval")]
+                    points.append(Point(name, share, measurement.name, *first, **work, options=options))
     return points
 
 

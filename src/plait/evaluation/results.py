@@ -1,41 +1,73 @@
-"""Reads the results that ``plait eval`` has written; each says in its file what was measured and how."""
+"""Results: what was measured of which model, with its scores, as they stand in files and in ``--json``.
+
+A result is a mapping with ``name``, ``kind``, ``model``, ``fingerprint``, ``settings``, ``scores`` (each the fields of
+:class:`~plait.evaluation.score.Score`), ``seconds`` and ``versions``. ``plait eval`` writes one file for each; the
+``evaluation`` of a run's ``result.json`` and of a study's trial holds a list of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plait.errors import DataError, TrainingError
 from plait.files.writing import read_back
 
-#: Under ``more`` of a result whose samples depend on the tokenizer: the digest of their texts.
-SAMPLES = "samples_sha256"
 
+class StoredScore(BaseModel):
+    """The fields of :class:`~plait.evaluation.score.Score`."""
 
-class Result(BaseModel):
-    """The fields of a result that others read; see :class:`~plait.evaluation.measurements.Score`."""
-
-    model_config = ConfigDict(extra="allow")
-    name: str
-    model: str
-    spec: dict[str, Any]
+    model_config = ConfigDict(extra="forbid")
     metric: str
     score: float
     low: float
     high: float
+    interval: str
+    n: int
+    unit: str
     per_sample: list[float]
-    groups: list[dict[str, Any]] = []
-    more: dict[str, Any] = {}
-    chance: float | None = None
-    interval: str = "none"
+    weights: list[float]
+    groups: list[dict[str, Any]]
+    more: dict[str, Any]
+    chance: float | None
+
+
+class Result(BaseModel):
+    """The fields of a result that others read."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    kind: str
+    model: str
+    settings: dict[str, Any]
+    scores: list[StoredScore] = Field(min_length=1)
+
+
+def score_of(result: Mapping[str, Any], metric: str | None = None) -> dict[str, Any] | None:
+    """One score of a result.
+
+    Args:
+        result: as in a file.
+        metric: which; None: the first, which is the most telling one.
+
+    Returns:
+        The score, or None where the result has no such metric.
+    """
+    return next((score for score in result["scores"] if metric in (None, score["metric"])), None)
+
+
+def by_name(results: Iterable[Mapping[str, Any]], metric: str) -> dict[str, float]:
+    """The scores of one metric, by the names of the measurements that give it."""
+    found = {result["name"]: score_of(result, metric) for result in results}
+    return {name: score["score"] for name, score in found.items() if score is not None}
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The result in a file; fields that older versions did not write have their defaults.
+    """The result in a file.
 
     Raises:
         DataError: the file is damaged, or lacks a field or holds another kind of value; names both.
@@ -51,7 +83,9 @@ def results_in(folder: Path) -> list[dict[str, Any]]:
     """
     files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
     contents = [(path, _content(path)) for path in files]
-    return [_validated(content, path) for path, content in contents if isinstance(content, dict) and "spec" in content]
+    return [
+        _validated(content, path) for path, content in contents if isinstance(content, dict) and "scores" in content
+    ]
 
 
 _REMEDY = "delete the file and measure again with plait eval."

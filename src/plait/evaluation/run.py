@@ -1,138 +1,112 @@
-"""All measurements of one model, and the whole of one run: train, then measure."""
+"""The evaluation of one model: what it was trained on and what else is asked; and the whole of one run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel
-
-from plait import catalog
-from plait.data import DataBundle, MixtureData, TaskData, TextData, build
-from plait.data.packing import TokenDataset
-from plait.data.tasks.mqar import MQAR
-from plait.errors import OptionError
-from plait.evaluation.baselines import text_baselines
-from plait.evaluation.batching import Batches
-from plait.evaluation.decode import decode_speed
-from plait.evaluation.measurements import TaskMeasurement
-from plait.evaluation.perplexity import language_modelling
-from plait.evaluation.recall import check_settings, recall
-from plait.evaluation.session import scored
+from plait.data import DataBundle, build
+from plait.evaluation.decode import DecodeMeasurement
+from plait.evaluation.measurement import Measurement
+from plait.evaluation.session import result_of
 from plait.evaluation.subject import Subject, open_model
-from plait.evaluation.suites import Unavailable, asked
+from plait.evaluation.suites import Unavailable, measurements_of
+from plait.evaluation.trained import trained_measurements
 from plait.models.architecture import check_architecture
 from plait.provenance import provenance
-from plait.runs.config import DataSection, EvaluateSection, RunConfig
+from plait.runs.config import EvaluateSection, RunConfig
 from plait.runs.folder import DATA_FOLDER
 from plait.training.runner import train
 
-__all__ = ["evaluate", "open_model", "train_and_evaluate"]
+__all__ = ["Asked", "ask", "evaluate", "open_model", "train_and_evaluate"]
 
 
-def evaluate(
-    model: PreTrainedModel,
-    data: DataBundle | None,
-    section: EvaluateSection,
-    *,
-    batch_size: int = 16,
-    trained: DataSection | None = None,
-) -> dict[str, Any]:
-    """What ``section`` asks for, on the test split, which training never reads.
+@dataclass(frozen=True)
+class Asked:
+    """What is measured of one model.
 
     Args:
-        model: a causal language model.
-        data: held-out text, task or a mixture of them; None measures decoding and the suites only.
-        section: what is measured.
-        batch_size: rows per batch.
-        trained: what the model was trained on; suites take its options.
+        trained: measurements of what it was trained on.
+        further: other measurements.
+        unavailable: parts of suites that it cannot have.
+    """
 
-    Returns:
-        ``lm`` (:func:`~plait.evaluation.perplexity.language_modelling` with
-        :func:`~plait.evaluation.baselines.text_baselines` as ``baselines``, None without text), ``mqar``
-        (:func:`~plait.evaluation.recall.recall`), ``tasks`` (a score of every other task that it was trained on),
-        ``suites`` (a score of each measurement, or the ``reason`` why this model cannot have it), ``decode``
-        (:func:`~plait.evaluation.decode.decode_speed`) and ``parameters``.
+    trained: Sequence[Measurement] = ()
+    further: Sequence[Measurement] = ()
+    unavailable: Sequence[Unavailable] = ()
+
+    @property
+    def measurements(self) -> list[Measurement]:
+        """All of them, in their order."""
+        return [*self.trained, *self.further]
+
+    def record(self, subject: Subject, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What is kept and printed of an evaluation.
+
+        Args:
+            subject: the model.
+            results: of :attr:`measurements`, in their order; one that failed has a ``reason``.
+
+        Returns:
+            ``parameters``; ``results`` (:mod:`plait.evaluation.results`), each with ``trained``: whether the model was
+            trained on it; ``unavailable`` (each ``name`` and ``reason``).
+        """
+        marked = [{**result, "trained": index < len(self.trained)} for index, result in enumerate(results)]
+        failed = [{"name": one["name"], "reason": one["reason"]} for one in marked if "reason" in one]
+        return {
+            "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+            "results": [one for one in marked if "reason" not in one],
+            "unavailable": [{"name": one.name, "reason": one.reason} for one in self.unavailable] + failed,
+        }
+
+
+def ask(subject: Subject, data: Sequence[DataBundle], section: EvaluateSection) -> Asked:
+    """The measurements that an ``evaluate`` section asks for.
+
+    Args:
+        subject: the model.
+        data: what it was trained on; none: that is not measured.
+        section: as in a run file.
 
     Raises:
-        OptionError: MQAR settings for a model that was not trained on it.
+        PlaitError: something that was named, not only part of a suite, cannot be measured.
     """
-    if data is not None:
-        check_evaluation(data, section)
+    trained = {repr((one.kind, one.settings)): one for part in data for one in trained_measurements(part, section)}
+    for one in trained.values():
+        one.check(subject)
+    wanted = [one for part in section.measure for one in measurements_of(part, subject)]
+    further = [one for one in wanted if isinstance(one, Measurement)]
+    return Asked(
+        list(trained.values()),
+        [*further, *(DecodeMeasurement(context) for context in section.decode_contexts)],
+        [one for one in wanted if isinstance(one, Unavailable)],
+    )
+
+
+def evaluate(subject: Subject, data: DataBundle | None, section: EvaluateSection) -> dict[str, Any]:
+    """Measure what an ``evaluate`` section asks for, on test splits, which training never reads.
+
+    Args:
+        subject: the model.
+        data: what it was trained on; None: that is not measured.
+        section: as in a run file.
+
+    Returns:
+        See :meth:`Asked.record`; ready for JSON.
+
+    Raises:
+        PlaitError: something that was named, not only part of a suite, cannot be measured.
+    """
+    model = subject.model
     training = model.training
     model.eval()
-    result: dict[str, Any] = {"lm": None, "mqar": [], "tasks": [], "suites": []}
-    subject = Subject.of(model, None if data is None else data.tokenizer, trained)
-    vocab_size = subject.vocab_size
-    for part in parts(data):
-        if isinstance(part, TextData):
-            if result["lm"] is None:
-                check_text(part, section, vocab_size)
-                result["lm"] = _language_modelling(model, part, section, batch_size, vocab_size)
-        elif isinstance(part.task, MQAR):
-            result["mqar"] += recall(model, part, section.mqar, examples=section.mqar_examples, batch_size=batch_size)
-        else:
-            name = catalog.name_of(type(part.task), "task")
-            measurement = TaskMeasurement(name, part.task, section.mqar_examples)
-            result["tasks"].append(scored(measurement, subject, Batches(batch_size, subject.device)))
-    for suite in section.suites:
-        for one in asked(suite, subject):
-            if isinstance(one, Unavailable):
-                result["suites"].append({"name": one.name, "reason": one.reason})
-            else:
-                result["suites"].append(scored(one, subject, Batches("auto", subject.device)))
-    result["decode"] = decode_speed(model, section.decode_contexts, vocab_size)
-    result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    model.train(training)
-    return result
-
-
-def parts(data: DataBundle | None) -> list[TextData | TaskData]:
-    """The sources that a model at the end of its training should know."""
-    if data is None:
-        return []
-    if isinstance(data, MixtureData):
-        return [part for part, (_, _, end) in zip(data.parts, data.shares, strict=True) if end == 1]
-    assert isinstance(data, TextData | TaskData)
-    return [data]
-
-
-def _language_modelling(
-    model: nn.Module, data: TextData, section: EvaluateSection, batch_size: int, vocab_size: int
-) -> dict[str, Any]:
-    dataset = data.test_dataset(section.batches * batch_size)
-    assert isinstance(dataset, TokenDataset)
-    found = language_modelling(
-        model,
-        dataset,
-        batch_size=batch_size,
-        vocab_size=vocab_size,
-        bytes_per_token=data.bytes_per_token("test"),
-        split_ar_hits=section.ar_hits,
-        counts=data.bigram_counts() if section.ar_hits and section.ar_hits_rare_below else None,
-        rare_below=section.ar_hits_rare_below,
-    )
-    return {**found, "baselines": text_baselines(data, dataset)}
-
-
-def check_evaluation(data: DataBundle, section: EvaluateSection) -> None:
-    """Raise :class:`OptionError` where the evaluation does not fit what is learnt; found before training."""
-    tasks = [part for part in parts(data) if isinstance(part, TaskData) and isinstance(part.task, MQAR)]
-    if section.mqar and not tasks:
-        raise OptionError("evaluate.mqar needs a model trained on the task mqar; this one is not.")
-    for task in tasks:
-        check_settings(task, section.mqar)
-
-
-def check_text(data: TextData, section: EvaluateSection, vocab_size: int) -> None:
-    """Raise :class:`OptionError` where text cannot be measured as asked."""
-    if data.vocab_size > vocab_size:
-        raise OptionError(
-            f"The tokenizer has ids up to {data.vocab_size - 1} but the model knows {vocab_size} tokens; "
-            "use the tokenizer that the model was trained with."
-        )
+    try:
+        asked = ask(subject, [] if data is None else [data], section)
+        return asked.record(subject, [result_of(one, subject) for one in asked.measurements])
+    finally:
+        model.train(training)
 
 
 def train_and_evaluate(
@@ -160,14 +134,12 @@ def train_and_evaluate(
     check_architecture(config)
     data_folder = data_folder or Path(folder) / DATA_FOLDER
     data = build(config.data, data_folder, config.seed)
-    check_evaluation(data, config.evaluate)
+    trained_measurements(data, config.evaluate)  # settings that fit no task are told before training
     result = train(config, folder, progress=progress, announce=announce, data_folder=data_folder, init_from=init_from)
     model, _ = open_model(result.model_folder)
     return {
         "config": config.model_dump(mode="json"),
-        "evaluation": evaluate(
-            model, data, config.evaluate, batch_size=config.training.batch_size, trained=config.data
-        ),
+        "evaluation": evaluate(Subject.of(model, data.tokenizer, config.data), data, config.evaluate),
         "train": {
             "losses": [[step, loss] for step, loss in result.losses],
             "seconds": result.seconds,

@@ -13,7 +13,7 @@ from typing import Any
 
 from plait.errors import DataError, PlaitError
 from plait.evaluation.batching import Batches
-from plait.evaluation.measurements import Advance, Measurement
+from plait.evaluation.measurement import Advance, Measurement, silent
 from plait.evaluation.progress import Bar
 from plait.evaluation.results import read_result
 from plait.evaluation.subject import Subject, measurement_key
@@ -48,8 +48,7 @@ def measure(
         title: of the progress; None: the number and name of the measurement.
 
     Yields:
-        ``name``, ``model``, ``fingerprint``, ``spec``, ``seconds``, what :mod:`plait.provenance` says and the fields of
-        :class:`~plait.evaluation.measurements.Score`; of one that failed ``name`` and ``reason``.
+        A result, see :mod:`plait.evaluation.results`; of a measurement that failed ``name`` and ``reason``.
 
     Raises:
         FolderInUse: something has to be measured, and another process writes in ``folder``.
@@ -69,8 +68,10 @@ def _each(
 ) -> Iterator[dict[str, Any]]:
     writing = False
     for number, measurement in enumerate(measurements, start=1):
-        path = folder / f"{file_name(measurement.name)}-{measurement_key(subject.fingerprint, measurement.spec)}.json"
-        if (kept := _kept(path)) is not None:
+        path = (
+            folder / f"{file_name(measurement.name)}-{measurement_key(subject.fingerprint, measurement.settings)}.json"
+        )
+        if measurement.repeatable and (kept := _kept(path)) is not None:
             yield kept
             continue
         if not writing:
@@ -80,7 +81,7 @@ def _each(
         try:
             shown = title or f"[{number}/{len(measurements)}] {measurement.name}"
             with Bar(shown, measurement.samples, measurement.unit, progress) as bar:
-                result = scored(measurement, subject, batches, bar.advance)
+                result = result_of(measurement, subject, batches, bar.advance)
         except PlaitError as error:  # found in the middle of its data; the others are measured all the same
             yield {"name": measurement.name, "reason": str(error)}
             continue
@@ -99,18 +100,19 @@ def _kept(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def scored(
-    measurement: Measurement, subject: Subject, batches: Batches, advance: Advance = lambda count, total=None: None
+def result_of(
+    measurement: Measurement, subject: Subject, batches: Batches | None = None, advance: Advance = silent
 ) -> dict[str, Any]:
-    """One measurement with its result, ready for JSON; see :func:`measure`."""
+    """Measure now; the result, ready for JSON, see :mod:`plait.evaluation.results`."""
     start = time.perf_counter()
-    score = measurement.run(subject, batches, advance)
+    scores = measurement.measure(subject, batches, advance)
     return {
         "name": measurement.name,
+        "kind": measurement.kind,
         "model": subject.name,
         "fingerprint": subject.fingerprint,
-        "spec": measurement.spec,
-        **dataclasses.asdict(score),
+        "settings": measurement.settings,
+        "scores": [dataclasses.asdict(score) for score in scores],
         "seconds": time.perf_counter() - start,
         **provenance(),
     }

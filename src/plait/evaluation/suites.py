@@ -1,4 +1,7 @@
-"""Which measurements make up a suite, for one model, some lengths and the data at hand."""
+"""What is asked for by name as measurements: suites, tasks, benchmarks and lm-eval's tasks, for one model.
+
+A *suite* is a named set of measurements. Tasks and benchmarks say in the catalogue to which ones they belong.
+"""
 
 from __future__ import annotations
 
@@ -9,54 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from plait import catalog
-from plait.benchmarks import PromptTask, build_benchmark
-from plait.data.tasks import Task, build_task
+from plait.benchmarks import Benchmark
+from plait.catalog import Method
+from plait.data.tasks import Task
 from plait.errors import DataError, OptionError, PlaitError, nearest
 from plait.evaluation.harness.measurement import HarnessMeasurement, folder_names
-from plait.evaluation.measurements import Measurement, PromptMeasurement, TaskMeasurement
+from plait.evaluation.measurement import Measurement
+from plait.evaluation.prompts import BenchmarkMeasurement
 from plait.evaluation.subject import Subject
+from plait.evaluation.tasks import TaskMeasurement
 from plait.evaluation.texts import TextMeasurement
-from plait.runs.config import SuiteSection
-
-#: Suite -> tasks of token ids and benchmarks in words that it measures, by their names in the catalogue.
-SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "recall": (
-        ("mqar", "key_value", "niah"),
-        ("passkey", "json_retrieval", "needle", "records", "fda", "swde", "squad_completion", "xquad_completion"),
-    ),
-    "ruler": (
-        ("niah", "niah_multikey", "niah_multiquery", "niah_multivalue", "variable_tracking"),
-        (
-            "niah_single_1",
-            "niah_single_2",
-            "niah_single_3",
-            "niah_multikey_1",
-            "niah_multikey_2",
-            "niah_multikey_3",
-            "niah_multivalue",
-            "niah_multiquery",
-            "vt",
-            "cwe",
-            "fwe",
-            "qa_1",
-            "qa_2",
-        ),
-    ),
-    "state": (("parity", "modular_arithmetic", "cycle_navigation", "word_problem", "list_ops", "pixels"), ()),
-    "mad": (
-        (
-            "mad_in_context_recall",
-            "mad_fuzzy_recall",
-            "mad_noisy_recall",
-            "mad_selective_copying",
-            "mad_memorization",
-        ),
-        (),
-    ),
-    "longbench": ((), ("longbench",)),
-    "lm": ((), ()),
-    "harness": ((), ()),
-}
+from plait.evaluation.trained import label
+from plait.runs.config import MeasureSection
 
 #: lm-eval's tasks of the commonsense average in "A Systematic Analysis of Hybrid Linear Attention" (2507.06457).
 HARNESS = (
@@ -75,22 +42,6 @@ HARNESS = (
 
 #: Window of the suite ``lm`` where no length is asked for.
 TEXT_LENGTH = 512
-
-#: Option of a benchmark -> where its file or folder lies under the data folder; the first that exists counts.
-DATA_FILES: dict[str, tuple[str, ...]] = {
-    "essays": ("essays",),
-    "haystack": ("essays", "haystack.txt"),
-    "questions": ("squad.json", "xquad.en.json"),
-}
-
-#: The same for one benchmark.
-OWN_FILES: dict[str, dict[str, tuple[str, ...]]] = {
-    "qa_2": {"questions": ("hotpotqa.json",)},
-    "fda": {"data": ("fda.jsonl",)},
-    "swde": {"data": ("swde.jsonl",)},
-    "squad_completion": {"data": ("squad_completion.jsonl",)},
-    "longbench": {"data": ("longbench",)},
-}
 
 
 @dataclass(frozen=True)
@@ -119,7 +70,7 @@ class Unavailable:
     reason: str
 
 
-def asked(section: SuiteSection, subject: Subject) -> list[Measurement | Unavailable]:
+def measurements_of(section: MeasureSection, subject: Subject) -> list[Measurement | Unavailable]:
     """The measurements that a run file or a command asks for.
 
     Raises:
@@ -146,35 +97,40 @@ def suite(name: str, subject: Subject, wish: Wish) -> list[Measurement | Unavail
     """The measurements of a suite; what cannot be measured stands in the list with its reason.
 
     Args:
-        name: ``recall``, ``ruler``, ``state``, ``mad``, ``longbench``, ``lm`` (the ``*.txt`` files of the data folder,
-            or without one the standard library of Python), ``harness`` or ``all``.
+        name: a suite that tasks and benchmarks of the catalogue belong to, ``lm`` (the ``*.txt`` files of the data
+            folder, or without one the standard library of Python), ``harness`` or ``all``.
         subject: the model.
         wish: lengths, samples, data.
 
     Raises:
         OptionError: no such suite.
     """
-    if name == "all":
-        return [one for each in SUITES for one in suite(each, subject, wish)]
-    if name not in SUITES:
-        raise OptionError(f"There is no suite {name!r}.{nearest(name, [*SUITES, 'all'])}")
+    if name == catalog.ALL_SUITES:
+        return _each_once([one for each in catalog.suites() if each != name for one in suite(each, subject, wish)])
+    if name not in catalog.suites():
+        raise OptionError(f"There is no suite {name!r}.{nearest(name, catalog.suites())}")
     if name in ("lm", "harness"):
         try:
             wanted = list(_texts(wish) if name == "lm" else _harness(wish))
         except PlaitError as error:
             return [Unavailable(name, str(error))]
         return [_checked(one, subject) for one in wanted]
-    tasks, benchmarks = SUITES[name]
     found: list[Measurement | Unavailable] = []
-    for kind, names in (("task", tasks), ("benchmark", benchmarks)):
-        for one in names:
-            for length in wish.lengths or (None,):
-                label = one if length is None else f"{one} {length}"
-                try:
-                    found.append(_measurement(kind, one, length, subject, wish))
-                except PlaitError as error:
-                    found.append(Unavailable(label, str(error)))
-    return list({one.name: one for one in found}.values())  # what knows no length stands there once
+    for method in catalog.methods():
+        if name not in method.suites:
+            continue
+        for length in wish.lengths or (None,):
+            try:
+                found.append(_measurement(method, length, subject, wish))
+            except PlaitError as error:
+                title = label(method.name, {} if length is None else {"length": length})
+                found.append(Unavailable(title, str(error)))
+    return _each_once(found)  # what knows no length, or belongs to several suites
+
+
+def _each_once(found: Sequence[Measurement | Unavailable]) -> list[Measurement | Unavailable]:
+    """The same measurement once; a task and a benchmark of one name are two."""
+    return list({(getattr(one, "kind", one), one.name): one for one in found}.values())
 
 
 def named(name: str, subject: Subject, wish: Wish) -> list[Measurement]:
@@ -188,35 +144,35 @@ def named(name: str, subject: Subject, wish: Wish) -> list[Measurement]:
     if not kinds:
         known = catalog.names("task") + catalog.names("benchmark")
         raise OptionError(f"There is no task or benchmark {name!r}.{nearest(name, known)}")
-    kind = kinds[-1] if subject.tokenizer is not None else kinds[0]
-    return [_measurement(kind, name, length, subject, wish) for length in wish.lengths or (None,)]
+    method = catalog.get(name, kinds[-1] if subject.tokenizer is not None else kinds[0])
+    return [_measurement(method, length, subject, wish) for length in wish.lengths or (None,)]
 
 
-def _measurement(kind: str, name: str, length: int | None, subject: Subject, wish: Wish) -> Measurement:
-    method: type[Task] | type[PromptTask] = catalog.get(name, kind).load()
-    known = {field.name: field for field in dataclasses.fields(method)}
+def _measurement(method: Method, length: int | None, subject: Subject, wish: Wish) -> Measurement:
+    """One task or benchmark at one length, checked."""
+    kind: type[Task] | type[Benchmark] = method.load()
+    known = {field.name: field for field in dataclasses.fields(kind)}
     options: dict[str, Any] = {}
-    if issubclass(method, PromptTask):
-        options |= _files(name, wish)
+    if issubclass(kind, Benchmark):
+        options |= _files(method.name, kind, wish)
         if wish.limit is not None:
             options["samples"] = wish.limit
         if length is not None and "length" in known:
             options["length"] = length
     else:
-        options |= trained_options(subject, name)
+        options |= trained_options(subject, method.name)
         default: Any = known["vocab_size"].default
         if default:  # else the task's own alphabet decides
             options.setdefault("vocab_size", min(subject.vocab_size, default))
         if length is not None:
-            options |= method.at_length(length)
+            options |= kind.at_length(length)
     options |= {key: value for key, value in wish.options.items() if key in known}
-    given = {key: options[key] for key in ["length", *wish.options] if key in options}
-    label = " ".join([name, *(f"{key}={value}" for key, value in given.items())])
+    title = label(method.name, {key: options[key] for key in ["length", *wish.options] if key in options})
     measurement: Measurement
-    if issubclass(method, PromptTask):
-        measurement = PromptMeasurement(label, build_benchmark(name, options))
+    if issubclass(kind, Benchmark):
+        measurement = BenchmarkMeasurement(title, kind.parse(method.name, options))
     else:
-        measurement = TaskMeasurement(label, build_task(name, options), wish.limit or 500)
+        measurement = TaskMeasurement(title, kind.parse(method.name, options), wish.limit or 500)
     measurement.check(subject)
     return measurement
 
@@ -264,22 +220,23 @@ def trained_options(subject: Subject, name: str) -> dict[str, Any]:
     return {"length": latest.length or data.length, **latest.options}
 
 
-def _files(name: str, wish: Wish) -> dict[str, str]:
+def _files(name: str, kind: type[Benchmark], wish: Wish) -> dict[str, str]:
     """Paths of a benchmark's files, where they lie under the data folder.
 
     Raises:
         DataError: an option that has no default is neither there nor given.
     """
-    fields = {field.name: field for field in dataclasses.fields(catalog.get(name, "benchmark").load())}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     found: dict[str, str] = {}
-    for option, places in {**DATA_FILES, **OWN_FILES.get(name, {})}.items():
-        if option not in fields or option in wish.options:
+    for option, places in kind.files.items():
+        if option in wish.options:
             continue
         present = [] if wish.data_dir is None else [wish.data_dir / place for place in places]
         present = [path for path in present if path.exists()]
+        default = fields[option].default
         if present:
             found[option] = str(present[0])
-        elif not fields[option].default or fields[option].default is dataclasses.MISSING:
+        elif not default or default is dataclasses.MISSING:
             raise DataError(
                 f"{name} needs its {option}: a data folder with {' or '.join(places)} (--data-dir), or a path "
                 f"(--option {option}=PATH)."

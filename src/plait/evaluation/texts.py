@@ -1,4 +1,4 @@
-"""Perplexity of a text file, or of the Python standard library, as one measurement."""
+"""Text as a measurement: bits per byte, and the loss of all tokens, of AR hits and of the others."""
 
 from __future__ import annotations
 
@@ -10,29 +10,136 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from plait.data import TextData
 from plait.data.corpora import open_corpus
 from plait.data.tokenizers import encode
 from plait.errors import DataError, OptionError
-from plait.evaluation.baselines import compressed
+from plait.evaluation.baselines import compressed, text_baselines
 from plait.evaluation.batching import Batches
-from plait.evaluation.language import loss_by_context, text_perplexity
-from plait.evaluation.measurements import Advance, Measurement, Score
-from plait.evaluation.results import SAMPLES, digest
+from plait.evaluation.language import Losses, document_losses, loss_by_context, packed_losses, perplexities
+from plait.evaluation.measurement import Advance, Measurement
+from plait.evaluation.results import digest
+from plait.evaluation.score import SAMPLES, Score
 from plait.evaluation.subject import Subject
 from plait.files import read_text
-from plait.runtime.policy import Policy
 
 #: Characters of one piece, which is one sample, and how many pieces are read where no limit is given.
 PIECE, PIECES = 8192, 16
 
+#: Metrics of a text.
+BITS, LOSS, AR_LOSS, OTHER_LOSS = "bits per byte", "loss", "loss on AR hits", "loss on other tokens"
+
+_GROUPS = {"all": LOSS, "ar_hits": AR_LOSS, "other": OTHER_LOSS}
+
+
+def text_scores(
+    losses: Losses, sizes: Sequence[float], more: Mapping[str, Any], *, split_ar_hits: bool = True
+) -> list[Score]:
+    """What the losses of some samples of text say: bits per byte, and nats per token of each group that has tokens.
+
+    Args:
+        losses: of the samples.
+        sizes: bytes of each.
+        more: further numbers, for the bits per byte; all scores take the digest of the samples from it.
+        split_ar_hits: also give AR hits and the other tokens.
+    """
+    same = {SAMPLES: more[SAMPLES]}
+    tokens = int(losses.tokens["all"].sum())
+    scores = [Score.ratio(BITS, (losses.sums["all"] / math.log(2)).tolist(), sizes, unit=BITS, more=more)]
+    for group, metric in _GROUPS.items():
+        count = int(losses.tokens[group].sum())
+        if count and (split_ar_hits or group == "all"):
+            facts = {"tokens": count, "share": count / tokens, **same}
+            scores.append(
+                Score.ratio(
+                    metric,
+                    losses.sums[group].tolist(),
+                    losses.tokens[group].tolist(),
+                    unit="nats per token",
+                    more=facts,
+                )
+            )
+    return scores
+
+
+@dataclass(frozen=True)
+class HeldOutText(Measurement):
+    """The loss on the held-out text of a corpus, packed into rows as in training; each row is a sample.
+
+    ``more`` of the bits per byte holds ``baselines`` (:func:`~plait.evaluation.baselines.text_baselines`).
+
+    Args:
+        data: the corpus; its test split is read.
+        rows: at most so many.
+        split_ar_hits: also give the loss on AR hits and on the other tokens.
+        rare_below: count a bigram as an AR hit only if it is rarer than this in the training split.
+        baselines: set compressors and a byte n-gram beside it.
+    """
+
+    data: TextData
+    rows: int
+    split_ar_hits: bool = True
+    rare_below: int | None = None
+    baselines: bool = True
+    kind = "text"
+    unit = "rows"
+
+    @property
+    def name(self) -> str:
+        return f"text {self.data.data.corpus} length={self.data.length}"
+
+    @property
+    def samples(self) -> int:
+        return len(self.data.held_out_dataset("test", self.rows))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        data = self.data.data
+        return {
+            "text": data.corpus,
+            "length": self.data.length,
+            "rows": self.rows,
+            "documents": data.documents,
+            "max_bytes": data.max_bytes,
+            "ar_hits": self.split_ar_hits,
+            "rare_below": self.rare_below,
+        }
+
+    def check(self, subject: Subject) -> None:
+        _check_text(subject)
+        if self.data.vocab_size > subject.vocab_size:
+            raise OptionError(
+                f"The tokenizer has ids up to {self.data.vocab_size - 1} but the model knows {subject.vocab_size} "
+                "tokens; use the tokenizer that the model was trained with."
+            )
+
+    def scores(self, subject: Subject, batches: Batches, advance: Advance) -> list[Score]:
+        dataset = self.data.held_out_dataset("test", self.rows)
+        advance(0, len(dataset))
+        losses = packed_losses(
+            subject.model,
+            dataset,
+            batch_size=batches.rows(self.data.length),
+            vocab_size=subject.vocab_size,
+            counts=self.data.bigram_counts() if self.split_ar_hits and self.rare_below else None,
+            rare_below=self.rare_below,
+            advance=advance,
+        )
+        manifest = dataset.packed.manifest
+        more: dict[str, Any] = {SAMPLES: digest([*manifest.sha256.values(), str(dataset.length), str(len(dataset))])}
+        if self.baselines:
+            more["baselines"] = text_baselines(self.data, dataset)
+        sizes = (losses.tokens["all"] * self.data.bytes_per_token("test")).tolist()
+        return text_scores(losses, sizes, more, split_ar_hits=self.split_ar_hits)
+
 
 @dataclass(frozen=True)
 class TextMeasurement(Measurement):
-    """Bits per byte of a text in pieces of 8,192 characters, each read from its start; with a limit, in single windows.
+    """The loss on a text in pieces of 8,192 characters, each read from its start; with a limit, in single windows.
 
-    Further numbers: ``perplexity`` (:func:`~plait.evaluation.language.text_perplexity` of all pieces),
-    ``by_context`` (:func:`~plait.evaluation.language.loss_by_context`) and ``baselines``
-    (:func:`~plait.evaluation.baselines.compressed` of all pieces).
+    ``more`` of the bits per byte holds ``perplexity`` (:func:`~plait.evaluation.language.perplexities`), ``by_context``
+    (:func:`~plait.evaluation.language.loss_by_context`) and ``baselines``
+    (:func:`~plait.evaluation.baselines.compressed`), each of all that was read.
 
     Args:
         source: path of a text file, or ``python-stdlib`` for its test split.
@@ -43,26 +150,24 @@ class TextMeasurement(Measurement):
     source: str
     length: int
     windows: int | None = None
+    kind = "text"
     unit = "windows"
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return f"text {Path(self.source).name} length={self.length}"
 
     @property
-    def samples(self) -> int:  # type: ignore[override]
+    def samples(self) -> int:
         return self.windows or PIECES
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         most = {"samples": PIECES} if self.windows is None else {"windows": self.windows}
         return {"text": Path(self.source).name, "length": self.length, **most}
 
     def check(self, subject: Subject) -> None:
-        if subject.tokenizer is None:
-            raise OptionError(f"{subject.name} has no tokenizer, so it cannot be measured on text.")
-        if subject.policy is not None:
-            _refuse_policy(subject.name, subject.policy)
+        _check_text(subject)
         next(self._pieces())
 
     def pieces(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -103,29 +208,26 @@ class TextMeasurement(Measurement):
         elif not found:
             raise DataError(f"{self.source} holds no text.")
 
-    def run(self, subject: Subject, batches: Batches, advance: Advance) -> Score:
+    def scores(self, subject: Subject, batches: Batches, advance: Advance) -> list[Score]:
         tokenizer = subject.tokenizer
         assert tokenizer is not None
         pieces, rows = self.pieces(tokenizer), batches.rows(self.length)
         whole = "".join(pieces)
         tokens = len(encode(tokenizer, [whole])[0])
         advance(0, _windows(tokenizer, pieces, self.length) + (tokens - 1) // self.length)
-        found = [
-            text_perplexity(subject.model, tokenizer, [piece], length=self.length, batch_size=rows, advance=advance)
-            for piece in pieces
-        ]
+        losses = document_losses(subject.model, tokenizer, pieces, length=self.length, batch_size=rows, advance=advance)
         by_context: list[dict[str, Any]] = []
         if tokens > self.length:
             by_context = loss_by_context(
                 subject.model, tokenizer, [whole], length=self.length, batch_size=rows, advance=advance
             )
         more = {
-            "perplexity": together(found),
+            "perplexity": perplexities(losses, pieces),
             "by_context": by_context,
-            "baselines": compressed("".join(pieces).encode("utf-8")),
+            "baselines": compressed(whole.encode("utf-8")),
             SAMPLES: digest(pieces),
         }
-        return Score.of("bits per byte", [one["bits_per_byte"] for one in found], more=more)
+        return text_scores(losses, [len(piece.encode("utf-8")) for piece in pieces], more)
 
 
 def prefix(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> str:
@@ -146,36 +248,18 @@ def _windows(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str], length: 
     return sum(-(-len(ids) // length) for ids in encode(tokenizer, pieces))
 
 
-def together(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What :func:`~plait.evaluation.language.text_perplexity` says of all texts, from what it says of each."""
-    tokens, words, size = (sum(part[name] for part in parts) for name in ("tokens", "words", "bytes"))
-    total = math.fsum(part["loss"] * part["tokens"] for part in parts)
-    groups = {}
-    for name in ("ar_hits", "other"):
-        count = sum(part[name]["tokens"] for part in parts)
-        sums = math.fsum(part[name]["loss"] * part[name]["tokens"] for part in parts if part[name]["tokens"])
-        groups[name] = {"loss": sums / count if count else None, "share": count / tokens, "tokens": count}
-    return {
-        "loss": total / tokens,
-        "token_perplexity": math.exp(total / tokens),
-        "word_perplexity": math.exp(total / words),
-        "bits_per_byte": total / math.log(2) / size,
-        "tokens": tokens,
-        "words": words,
-        "bytes": size,
-        **groups,
-    }
-
-
-def _refuse_policy(name: str, policy: Policy) -> None:
-    """Raise where the loss on a text under this policy would mean something else than it says."""
-    if policy.looks_ahead:
+def _check_text(subject: Subject) -> None:
+    """Raise where a model has no tokenizer, or its loss on a text would mean something else than it says."""
+    if subject.tokenizer is None:
+        raise OptionError(f"{subject.name} has no tokenizer, so it cannot be measured on text.")
+    policy = subject.policy
+    if policy is not None and policy.looks_ahead:
         raise OptionError(
-            f"{name}: the policy chooses keys by looking at later tokens of the same text, so the loss on a text would "
-            "profit from what it must predict. Measure tasks and benchmarks."
+            f"{subject.name}: the policy chooses keys by looking at later tokens of the same text, so the loss on a "
+            "text would profit from what it must predict. Measure tasks and benchmarks."
         )
-    if "prefill" not in policy.reduces:
+    if policy is not None and "prefill" not in policy.reduces:
         raise OptionError(
-            f"{name}: the policy acts while decoding, and a text is read in one pass, where it changes nothing. "
-            "Measure tasks and benchmarks."
+            f"{subject.name}: the policy acts while decoding, and a text is read in one pass, where it changes "
+            "nothing. Measure tasks and benchmarks."
         )

@@ -38,5 +38,5 @@ def _mark(point: Point) -> Mark:
     shares = (("prefill", point.prefill), ("decode", point.decode), ("cache", point.held))
     costs = ", ".join(f"{name} {value:.1%}" for name, value in shares if value is not None)
     said = f"{named}: score {point.score:.3f} ({point.low:.3f} to {point.high:.3f}); {costs} of dense"
-    interval = Interval(mean=point.score, low=point.low, high=point.high, n=1, over="batches")
+    interval = Interval(mean=point.score, low=point.low, high=point.high, n=1, over="samples")
     return Mark((point.prefill, point.decode, point.held), interval, said)

@@ -113,7 +113,7 @@ def span(metric: str, interval: Interval) -> str:
 
 
 def basis(metric: str, interval: Interval) -> str:
-    """What an interval is taken over: ``3 seeds``, ``32 held-out batches of one seed``, ``one value, no interval``."""
+    """What an interval is taken over: ``3 seeds``, ``500 held-out windows of one seed``, ``one value, no interval``."""
     if interval.over == "none":
         return "one value, no interval"
     return f"{interval.n} {_units(metric, interval)}"
@@ -143,7 +143,7 @@ def _units(metric: str, interval: Interval) -> str:
     if interval.over == "seeds":
         return "seeds"
     examples = metric.startswith(("recall", "task:", "suite:"))
-    return f"held-out {'examples' if examples else 'batches'} of one seed"
+    return f"held-out {'examples' if examples else 'windows'} of one seed"
 
 
 def _reach(numbers: set[int]) -> str:

@@ -223,11 +223,11 @@ class TrainingSection(Strict):
     parallel: Literal["ddp", "fsdp"] | None = None
 
 
-class SuiteSection(Strict):
-    """Further things to measure; exactly one of ``suite``, ``tasks`` and ``harness``.
+class MeasureSection(Strict):
+    """Something to measure; exactly one of ``suite``, ``tasks`` and ``harness``.
 
     Args:
-        suite: ``recall``, ``ruler``, ``state``, ``mad`` or ``longbench``.
+        suite: a named set of measurements, such as ``recall``; ``plait eval --help`` lists them.
         tasks: names of tasks or benchmarks of the catalogue.
         harness: names of lm-eval's tasks.
         lengths: of rows or prompts; none: as the model was trained, or as the task sets it.
@@ -244,33 +244,48 @@ class SuiteSection(Strict):
     data_dir: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("suite")
+    @classmethod
+    def _known_suite(cls, name: str | None) -> str | None:
+        if name is not None and name not in catalog.suites():
+            raise ValueError(f"it is not a suite.{nearest(name, catalog.suites())}")
+        return name
+
+    @field_validator("tasks")
+    @classmethod
+    def _known_tasks(cls, names: list[str]) -> list[str]:
+        known = [*catalog.names("task"), *catalog.names("benchmark")]
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{quoted(name)} is neither a task nor a benchmark.{nearest(name, known)}")
+        return names
+
     @model_validator(mode="after")
-    def _one_kind(self) -> SuiteSection:
+    def _one_kind(self) -> MeasureSection:
         if (self.suite is not None) + bool(self.tasks) + bool(self.harness) != 1:
             raise ValueError("give exactly one of 'suite', 'tasks' and 'harness'")
         return self
 
 
 class EvaluateSection(Strict):
-    """What is measured after training.
+    """What is measured after training: what was learnt, on rows that training never reads, and whatever else is asked.
 
     Args:
-        batches: held-out batches for the loss; their spread gives the interval when there is one seed.
-        ar_hits: split the loss into tokens that complete a bigram already seen in the context, and the rest.
+        limit: samples of each thing that was learnt: rows of a task, rows of held-out text.
+        settings: options at which each task that was learnt is measured, such as ``{length: 64, pairs: 4}``, one
+            measurement each; none: as it was learnt.
+        ar_hits: split the loss on text into tokens that complete a bigram already seen in the context, and the rest.
         ar_hits_rare_below: count a bigram only if it is rarer than this in the training split (None: any bigram).
-        mqar: list of ``{length, pairs}`` to measure recall at; needs a model trained on mqar.
-        mqar_examples: held-out examples per setting, and rows of every other task that the model was trained on.
         decode_contexts: context lengths at which decode speed and cache bytes are measured.
-        suites: further tasks, benchmarks and standard sets.
+        measure: further tasks, benchmarks, suites and standard sets.
     """
 
-    batches: Positive = 32
+    limit: Positive = 500
+    settings: list[dict[str, Any]] = Field(default_factory=list)
     ar_hits: bool = True
     ar_hits_rare_below: Positive | None = None
-    mqar: list[dict[str, int]] = Field(default_factory=list)
-    mqar_examples: Positive = 500
     decode_contexts: list[Annotated[int, Field(gt=0, le=_LONGEST_CONTEXT)]] = Field(default_factory=list)
-    suites: list[SuiteSection] = Field(default_factory=list)
+    measure: list[MeasureSection] = Field(default_factory=list)
 
 
 class RunConfig(Strict):

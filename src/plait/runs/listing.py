@@ -15,6 +15,9 @@ from plait.runs.checkpoint import checkpoints
 from plait.runs.folder import FINISHED_FILE, MODEL_FOLDER, RESULT_FILE, RUN_FILE, flat, steps_done
 from plait.runs.metrics import losses, read_metrics
 
+#: Kinds of what a run was trained on -> what is shown of them, the mean of their first scores.
+_SHOWN = {"text": "bits_per_byte", "task": "accuracy"}
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -29,7 +32,7 @@ class RunSummary:
         why: what is damaged.
         loss: last logged training loss, in nats.
         bits_per_byte: on held-out text.
-        recall: mean accuracy over its MQAR settings, 0 to 1.
+        accuracy: mean over the tasks that it was trained on, 0 to 1.
         tokens, seconds: of training, over all resumptions; None before a run has ended.
         config: the resolved configuration.
     """
@@ -43,7 +46,7 @@ class RunSummary:
     why: str = ""
     loss: float | None = None
     bits_per_byte: float | None = None
-    recall: float | None = None
+    accuracy: float | None = None
     tokens: int | None = None
     seconds: float | None = None
     config: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -114,10 +117,9 @@ def _progress(folder: Path) -> dict[str, Any]:
         done = read_back(folder / FINISHED_FILE)
         found |= {"tokens": done["tokens"], "seconds": done["seconds"]}
     if (folder / RESULT_FILE).exists():
-        evaluation = read_back(folder / RESULT_FILE)["evaluation"]
-        accuracies = [setting["accuracy"] for setting in evaluation["mqar"]]
-        found["bits_per_byte"] = evaluation["lm"]["bits_per_byte"] if evaluation["lm"] else None
-        found["recall"] = sum(accuracies) / len(accuracies) if accuracies else None
+        results = [one for one in read_back(folder / RESULT_FILE)["evaluation"]["results"] if one["trained"]]
+        firsts = {kind: [one["scores"][0]["score"] for one in results if one["kind"] == kind] for kind in _SHOWN}
+        found |= {shown: sum(values) / len(values) for kind, shown in _SHOWN.items() if (values := firsts[kind])}
     return found
 
 

@@ -30,9 +30,9 @@ def check_places(run: RunConfig) -> None:
             check_corpus(corpus, f"{where}.corpus = {quoted(corpus)}")
     if data.task is None:
         _check_tokenizer(data.tokenizer)
-    for index, suite in enumerate(run.evaluate.suites):
-        if suite.data_dir is not None:
-            check_folder(suite.data_dir, f"evaluate.suites[{index}].data_dir = {quoted(suite.data_dir)}")
+    for index, part in enumerate(run.evaluate.measure):
+        if part.data_dir is not None:
+            check_folder(part.data_dir, f"evaluate.measure[{index}].data_dir = {quoted(part.data_dir)}")
 
 
 def check_corpus(corpus: str, where: str) -> None:

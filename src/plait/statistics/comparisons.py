@@ -16,7 +16,7 @@ STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182}
 
 def interval(
     values: Sequence[float],
-    over: Literal["seeds", "batches"],
+    over: Literal["seeds", "samples"],
     bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
     """The mean of ``values`` with a 95 % interval.
@@ -25,7 +25,7 @@ def interval(
     (three values miss the true mean one time in four), so there it is widened to Student's t interval.
 
     Args:
-        values: one number per seed, or per evaluation batch.
+        values: one number per seed, or per sample.
         over: what the values are.
         bounds: range of the quantity, such as (0, 1) for an accuracy.
 
@@ -40,12 +40,6 @@ def interval(
         half = STUDENT_T[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
         low, high = min(low, mean - half), max(high, mean + half)
     return Interval(mean=mean, low=max(low, bounds[0]), high=min(high, bounds[1]), n=len(values), over=over)
-
-
-def scaled(measured: Interval, factor: float) -> Interval:
-    """The interval of ``factor`` times the quantity, for a positive factor."""
-    values = {name: getattr(measured, name) * factor for name in ("mean", "low", "high")}
-    return measured.model_copy(update=values)
 
 
 def average(intervals: Sequence[Interval]) -> Interval:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class Interval(BaseModel):
-    """A mean with a 95 % interval, over ``n`` seeds, or over batches when there is one.
+    """A mean with a 95 % interval, over ``n`` seeds, or over samples when there is one.
 
     :func:`plait.statistics.comparisons.interval` computes it.
     ``chance`` is what a uniform guess scores, for accuracies of which that is known.
@@ -18,5 +18,5 @@ class Interval(BaseModel):
     low: float
     high: float
     n: int
-    over: Literal["seeds", "batches", "none"]
+    over: Literal["seeds", "samples", "none"]
     chance: float | None = None

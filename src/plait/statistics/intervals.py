@@ -10,25 +10,34 @@ import numpy as np
 Z = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
-def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(
+    values: Sequence[float], resamples: int = 10_000, seed: int = 0, weights: Sequence[float] | None = None
+) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean (Efron, 1979).
 
     Args:
         values: independent measurements.
         resamples: how many means are drawn.
         seed: of the resampling.
+        weights: of the values, which stay with them when they are drawn; None: each counts once.
 
     Returns:
         The 2.5 % and 97.5 % percentiles of the resampled means.
     """
     sample = np.asarray(values, dtype=np.float64)
+    weight = None if weights is None else np.asarray(weights, dtype=np.float64)
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
     rows = max(1, 2**22 // len(sample))  # bounds the memory of a long sample
     for start in range(0, resamples, rows):
         count = min(rows, resamples - start)
-        means[start : start + count] = sample[generator.integers(len(sample), size=(count, len(sample)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+        drawn = generator.integers(len(sample), size=(count, len(sample)))
+        if weight is None:
+            means[start : start + count] = sample[drawn].mean(axis=1)
+        else:
+            sums, totals = (sample * weight)[drawn].sum(axis=1), weight[drawn].sum(axis=1)
+            means[start : start + count] = np.divide(sums, totals, out=np.full(count, np.nan), where=totals > 0)
+    low, high = np.nanpercentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from plait.evaluation.progress import duration
-from plait.study.scores import task_metrics
+from plait.study.scores import task_metrics, text_metrics
 from plait.study.store import Store
 from plait.study.trials import Trial
 
@@ -83,15 +83,9 @@ class StudyProgress:
         if result is None:
             return f"failed: {(self.store.error(trial) or {'error': 'no record'})['error'].splitlines()[0]}"
         evaluation = result["evaluation"]
-        parts = []
-        if evaluation.get("lm"):
-            parts.append(f"loss {evaluation['lm']['loss']:.3f}")
-        if trial.kind == "task":
-            accuracy = task_metrics(trial.track, [evaluation])[f"task:{trial.track}"].mean
-            parts.append(f"accuracy {accuracy:.3f}")
-        elif evaluation.get("mqar"):
-            recalls = [row["accuracy"] for row in evaluation["mqar"]]
-            parts.append(f"recall {sum(recalls) / len(recalls):.3f}")
+        metrics = text_metrics([evaluation]) | task_metrics(trial.track, [evaluation])
+        shown = {"loss": "loss", f"task:{trial.track}": "recall" if trial.kind == "recall" else "accuracy"}
+        parts = [f"{title} {metrics[name].mean:.3f}" for name, title in shown.items() if name in metrics]
         return ", ".join([*parts, f"{result['train']['seconds']:.0f} s"])
 
 

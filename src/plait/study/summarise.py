@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from plait.models.architecture import Architecture
-from plait.statistics.comparisons import interval, pareto, scaled
+from plait.statistics.comparisons import pareto
 from plait.statistics.interval import Interval
 from plait.study.file import StudyFile
 from plait.study.recommend import recommend
-from plait.study.scores import suite_metrics, task_metrics
+from plait.study.scores import (
+    decode_metrics,
+    further_metrics,
+    recall_metrics,
+    task_metrics,
+    text_baselines,
+    text_metrics,
+)
 from plait.study.store import LOG, Store
 from plait.study.summary import Configuration, Curve, FailedTrial, Guard, StudySummary, TextBaselines
 from plait.study.trials import Trial
@@ -116,41 +122,19 @@ def _configuration(study: StudyFile, key: str, group: list[Finished]) -> Configu
 
 
 def _track_metrics(track: list[Finished]) -> dict[str, Interval]:
-    """What a track measures by its kind, and its suites."""
+    """What a track measures by its kind, and what else its file asks for."""
     trial, evaluations = track[0].trial, [one.evaluation for one in track]
-    suites = suite_metrics(trial.track, evaluations)
+    further = further_metrics(trial.track, evaluations)
     if trial.kind == "task":
-        return task_metrics(trial.track, evaluations) | suites
-    return (_lm_metrics(track) if trial.kind == "lm" else _recall_metrics(track)) | suites
-
-
-def _lm_metrics(track: list[Finished]) -> dict[str, Interval]:
-    """Losses over seeds, or over evaluation batches when there is one seed."""
-    parts = [one.evaluation["lm"] for one in track]
-    metrics = {"loss": _loss(parts)}
-    bits = [part["bits_per_byte"] for part in parts]
-    metrics["bits_per_byte"] = scaled(metrics["loss"], bits[0] / parts[0]["loss"]) if len(bits) == 1 else _seeds(bits)
-    for name, key in (("ar_loss", "ar_hits"), ("other_loss", "other")):
-        groups = [part[key] for part in parts]
-        if all(group is not None and group["loss"] is not None for group in groups):
-            metrics[name] = _loss(groups)
-    return metrics
-
-
-def _loss(parts: Sequence[Mapping[str, Any]]) -> Interval:
-    losses = [part["loss"] for part in parts]
-    if len(parts) > 1 or len(parts[0]["batches"]) < 2:
-        return _seeds(losses)
-    spread = interval(parts[0]["batches"], "batches")  # batches may differ in targets: the mean stays the loss itself
-    ends = {"low": min(spread.low, losses[0]), "high": max(spread.high, losses[0])}
-    return spread.model_copy(update={"mean": losses[0], **ends})
+        return task_metrics(trial.track, evaluations) | further
+    return (text_metrics(evaluations) if trial.kind == "lm" else recall_metrics(evaluations)) | further
 
 
 def _baselines(finished: Iterable[Finished]) -> list[TextBaselines]:
     """One for each text that models were measured on, with the configurations that were."""
     found: dict[str, TextBaselines] = {}
     for one in finished:
-        measured = (one.evaluation["lm"] or {}).get("baselines")
+        measured = text_baselines(one.evaluation)
         if measured is None:
             continue
         ngram = measured["ngram"] or {}
@@ -170,36 +154,13 @@ def _baselines(finished: Iterable[Finished]) -> list[TextBaselines]:
     return list(found.values())
 
 
-def _seeds(values: Sequence[float]) -> Interval:
-    return interval(values, "seeds", (0.0, math.inf))
-
-
-def _recall_metrics(track: list[Finished]) -> dict[str, Interval]:
-    """Recall per setting and their mean, over seeds, or over held-out examples when there is one seed."""
-    values: dict[str, list[float]] = {}
-    settings = [(row["length"], row["pairs"]) for row in track[0].evaluation["mqar"]]
-    for index, (length, pairs) in enumerate(settings):
-        rows = [one.evaluation["mqar"][index] for one in track]
-        examples = rows[0].get("per_example") if len(rows) == 1 else None
-        values[f"recall@{length}x{pairs}"] = examples or [row["accuracy"] for row in rows]
-    columns = list(values.values())
-    if columns and len({len(column) for column in columns}) == 1:
-        values["recall"] = [sum(row) / len(row) for row in zip(*columns, strict=True)]
-    over = "batches" if len(track) == 1 else "seeds"
-    return {name: interval(column, over, (0.0, 1.0)) for name, column in values.items()}  # type: ignore[arg-type]
-
-
 def _decode_metrics(group: Iterable[Finished]) -> dict[str, Interval]:
     """Speed of the first track that measured it, over its seeds."""
-    speeds: dict[int, list[float]] = defaultdict(list)
-    track = None
+    by_track: dict[str, list[Finished]] = defaultdict(list)
     for one in {one.trial.hash: one for one in group}.values():
-        rows = one.evaluation.get("decode") or []
-        if rows and track in (None, one.trial.track):
-            track = one.trial.track
-            for row in rows:
-                speeds[row["context"]].append(row["tokens_per_second"])
-    return {f"decode@{context}": _seeds(values) for context, values in speeds.items()}
+        by_track[one.trial.track].append(one)
+    found = (decode_metrics([one.evaluation for one in track]) for track in by_track.values())
+    return next((metrics for metrics in found if metrics), {})
 
 
 def _curve(one: Finished) -> Curve:

@@ -19,7 +19,7 @@ from plait.study.matching import matched
 from plait.study.resources import Resources
 
 #: Lists that run files have had since trials were first named; where they are empty they are not part of the name.
-LATER_LISTS = (("data", "mixture"), ("evaluate", "suites"))
+LATER_LISTS = (("data", "mixture"), ("evaluate", "measure"))
 
 
 @dataclass(frozen=True)

@@ -335,9 +335,7 @@ def _trainer(
         (renamed or model.gradient_checkpointing_enable)()
     if training.parallel == "fsdp" and args.world_size > 1:
         sharding.shard(model, args.device.type, args.bf16)
-    validation = (
-        bundle.validation_dataset(config.evaluate.batches * training.batch_size) if training.validate_every else None
-    )
+    validation = bundle.validation_dataset(config.evaluate.limit) if training.validate_every else None
     callbacks = [] if bar is None or not args.should_save else [bar]
     trainer = PlaitTrainer(model, args, config, rows, validation, bundle.tokenizer, callbacks, stopped)
     if bar is not None:

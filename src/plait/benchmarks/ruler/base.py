@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Self
 
 from transformers import PreTrainedTokenizerBase
 
-from plait.benchmarks.base import Prompt, PromptTask
+from plait.benchmarks.base import Benchmark, Prompt
 from plait.benchmarks.lengths import largest, token_count
 from plait.benchmarks.ruler.scoring import string_match_all
 from plait.errors import DataError, OptionError, nearest
@@ -42,7 +42,7 @@ class Draft:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ruler(PromptTask):
+class Ruler(Benchmark):
     """Options of all tasks of RULER.
 
     A task has one haystack size for all samples, the largest at which sample 0 fits; a sample that is too long with it

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -113,6 +113,7 @@ class AmongEssays(NeedleInAHaystack):
     """
 
     essays: str = ""
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {"essays": ("essays",)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

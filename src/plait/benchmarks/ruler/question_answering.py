@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -100,6 +101,7 @@ class QA1(QuestionAnswering):
 
     name = "qa_1"
     form = "SQuAD"
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {"questions": ("squad.json", "xquad.en.json")}
 
     @property
     def source(self) -> QuestionSet:
@@ -111,6 +113,7 @@ class QA2(QuestionAnswering):
 
     name = "qa_2"
     form = "HotpotQA"
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {"questions": ("hotpotqa.json",)}
 
     @property
     def source(self) -> QuestionSet:

@@ -5,22 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from plait import catalog
 from plait.errors import DataError
 
-TASKS = (
-    "niah_single_1",
-    "niah_single_2",
-    "niah_single_3",
-    "niah_multikey_1",
-    "niah_multikey_2",
-    "niah_multikey_3",
-    "niah_multivalue",
-    "niah_multiquery",
-    "vt",
-    "cwe",
-    "fwe",
-    "qa_1",
-    "qa_2",
+#: The benchmarks of the catalogue that are RULER's, in its order.
+TASKS = tuple(
+    method.name for method in catalog.methods("benchmark") if method.target.startswith("plait.benchmarks.ruler.")
 )
 _CONTROL = re.compile(r"[\x00-\x1f]")
 

@@ -1,4 +1,4 @@
-"""The contract of a synthetic task: rows made from a seed, with a next token to predict at chosen positions."""
+"""The contract of a task: rows of token ids made from a seed, with a next token to predict at chosen positions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,11 @@ class Task(Options, ABC):
     @abstractmethod
     def chance(self) -> float:
         """Expected accuracy of a uniform guess among the answers that are possible at all."""
+
+    @property
+    def single_settings(self) -> list[Self]:
+        """The task at each of the settings that its rows mix, to be measured one by one; itself where there is one."""
+        return [self]
 
     @property
     def training_rows(self) -> int | None:

@@ -18,7 +18,7 @@ from a grid, so that neither token alone tells the value; the target stands on t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Any, ClassVar, NamedTuple
 
@@ -142,6 +142,11 @@ class MQAR(Task):
     def at_length(cls, length: int) -> dict[str, Any]:
         """Every eighth token is a key of the context."""
         return {"length": length, "pairs": max(1, length // 8), "mixture": ()}
+
+    @property
+    def single_settings(self) -> list[MQAR]:
+        """One task for each setting of the mixture."""
+        return [replace(self, length=one.length, pairs=one.pairs, mixture=()) for one in self.settings]
 
     @property
     def settings(self) -> tuple[Setting, ...]:

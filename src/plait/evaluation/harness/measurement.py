@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from plait.errors import OptionError
 from plait.evaluation.batching import Batches
 from plait.evaluation.harness.run import CORRECT, require_lm_eval, run_harness
-from plait.evaluation.measurements import Advance, Measurement, Score
+from plait.evaluation.measurement import Advance, Measurement
+from plait.evaluation.score import Score
 from plait.evaluation.subject import Subject
-from plait.statistics.intervals import Z, interval_method, score_interval
+from plait.statistics.intervals import Z
 
 
 @dataclass(frozen=True)
 class HarnessMeasurement(Measurement):
-    """lm-eval's score of one task.
+    """lm-eval's scores of one task.
 
     Args:
         task: lm-eval's name of it.
@@ -29,18 +30,19 @@ class HarnessMeasurement(Measurement):
     data_dir: Path | None = None
     limit: int | None = None
     max_length: int | None = None
+    kind = "harness"
     unit = "requests"
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return self.task
 
     @property
-    def samples(self) -> int:  # type: ignore[override]
+    def samples(self) -> int:
         return 1
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         data = "hub" if self.data_dir is None else "folder"
         return {"harness": self.task, "data": data, "limit": self.limit, "max_length": self.max_length}
 
@@ -49,7 +51,7 @@ class HarnessMeasurement(Measurement):
         if subject.tokenizer is None:
             raise OptionError(f"{subject.name} has no tokenizer, so it cannot be measured on tasks of text.")
 
-    def run(self, subject: Subject, batches: Batches, advance: Advance) -> Score:
+    def scores(self, subject: Subject, batches: Batches, advance: Advance) -> list[Score]:
         done: dict[str, tuple[int, int]] = {}  # of each kind of request, and how many there are
 
         def progress(kind: str, so_far: int, total: int) -> None:
@@ -67,20 +69,30 @@ class HarnessMeasurement(Measurement):
             max_length=self.max_length,
             progress=progress,
         )
-        result = next(iter(found["tasks"].values()))
-        metric, first = next(iter(result["metrics"].items()))
-        more = {"metrics": result["metrics"], "n": result["n"], "version": result["version"]}
-        if result["correct"] is not None:
-            values = result["correct"]
-            metric = next(name for name in CORRECT if name in result["metrics"])
-            low, high = score_interval(values)
-            return Score(
-                metric, sum(values) / len(values), low, high, values, more=more, interval=interval_method(values)
-            )
-        half = Z * (first["stderr"] or 0.0)
-        method = "normal" if first["stderr"] else "none"
-        value = first["value"]
-        return Score(metric, value, value - half, value + half, [], more=more, interval=method)
+        if self.task in found["tasks"]:
+            return _scores(found["tasks"][self.task])
+        counts = sum(one["n"] for one in found["tasks"].values())
+        if self.task in found["groups"]:
+            return _scores({**found["groups"][self.task], "n": counts, "correct": None, "version": None})
+        each = [(name, score) for name, result in found["tasks"].items() for score in _scores(result)]
+        return [replace(score, metric=f"{name}: {score.metric}") for name, score in each]
+
+
+def _scores(result: dict[str, Any]) -> list[Score]:
+    """The metrics of a task or of a group of them; what is right or wrong for each row comes first, with its rows."""
+    more = {"version": result["version"]}
+    right = next((name for name in CORRECT if name in result["metrics"]), None)
+    scores = []
+    if result["correct"] is not None and right is not None:
+        scores.append(Score.of(right, result["correct"], more=more))
+    for metric, one in result["metrics"].items():
+        if one["value"] is None or (scores and metric == right):
+            continue
+        half = Z * (one["stderr"] or 0.0)
+        ends = one["value"] - half, one["value"] + half
+        method = "normal" if one["stderr"] else "none"
+        scores.append(Score(metric, one["value"], *ends, method, result["n"], more=more))
+    return scores
 
 
 def folder_names(folder: Path) -> list[str]:

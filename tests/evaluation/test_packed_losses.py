@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plait.evaluation import perplexity
-from plait.evaluation.perplexity import language_modelling, token_losses
+from plait.evaluation import language
+from plait.evaluation.language import Losses, packed_losses, token_losses
+from plait.evaluation.score import SAMPLES
+from plait.evaluation.texts import text_scores
 from plait.models import PlaitConfig, PlaitForCausalLM
 
 VOCAB = 4
@@ -37,32 +39,34 @@ def rows(count: int, length: int = 12) -> Rows:
     return Rows({"input_ids": row[:-1], "targets": row[1:]} for row in tokens)
 
 
-def measure(model: nn.Module, dataset: Rows, **options: Any) -> dict[str, Any]:
-    defaults = {"batch_size": 2, "vocab_size": VOCAB, "bytes_per_token": 2.0}
-    return language_modelling(model, dataset, **{**defaults, **options})  # type: ignore[arg-type]
+def measure(model: nn.Module, dataset: Rows, **options: Any) -> Losses:
+    return packed_losses(model, dataset, **{"batch_size": 2, "vocab_size": VOCAB, **options})  # type: ignore[arg-type]
 
 
 def test_loss_is_the_mean_negative_log_probability() -> None:
     model, dataset = Bigram(), rows(5)
-    result = measure(model, dataset)
+    found = measure(model, dataset)
     logs = model.table.log_softmax(-1)
     losses = [[-logs[i, t].item() for i, t in zip(r["input_ids"], r["targets"], strict=True)] for r in dataset]
+    assert found.sums["all"].tolist() == pytest.approx([sum(row) for row in losses], rel=1e-6)
+    assert found.tokens["all"].tolist() == [12] * 5
+    bits, loss, *_ = text_scores(found, [24] * 5, {SAMPLES: "x"})
     mean = sum(map(sum, losses)) / 60
-    assert result["loss"] == pytest.approx(mean, rel=1e-6)
-    assert result["bits_per_byte"] == pytest.approx(mean / math.log(2) / 2, rel=1e-6)
-    assert result["tokens"] == 60
-    batches = [sum(map(sum, losses[i : i + 2])) / (12 * len(losses[i : i + 2])) for i in (0, 2, 4)]
-    assert result["batches"] == pytest.approx(batches, rel=1e-6)
+    assert (loss.score, loss.unit) == (pytest.approx(mean, rel=1e-6), "nats per token")
+    assert bits.score == pytest.approx(mean / math.log(2) / 2, rel=1e-6)  # two bytes a token
+    assert (bits.n, bits.interval, bits.more) == (5, "bootstrap", {SAMPLES: "x"})
+    assert bits.low < bits.score < bits.high
 
 
 def test_the_two_parts_add_up() -> None:
-    result = measure(Bigram(), rows(5))
-    hits, other = result["ar_hits"], result["other"]
-    assert hits["tokens"] + other["tokens"] == result["tokens"]
-    assert hits["share"] + other["share"] == pytest.approx(1)
-    assert 0 < hits["share"] < 1
-    assert hits["loss"] * hits["share"] + other["loss"] * other["share"] == pytest.approx(result["loss"])
-    assert len(hits["batches"]) == 3
+    found = measure(Bigram(), rows(5))
+    for table in (found.sums, found.tokens):
+        assert (table["ar_hits"] + table["other"]).tolist() == pytest.approx(table["all"].tolist())
+    assert 0 < found.tokens["ar_hits"].sum() < 60
+    _, _, hits, other = text_scores(found, [24] * 5, {SAMPLES: "x"})
+    assert hits.more["share"] + other.more["share"] == pytest.approx(1)
+    assert hits.score == pytest.approx(found.mean("ar_hits"))
+    assert list(hits.weights) == found.tokens["ar_hits"].tolist()
 
 
 def test_ignored_targets_do_not_count() -> None:
@@ -72,23 +76,34 @@ def test_ignored_targets_do_not_count() -> None:
         row["targets"][3:] = -100
     whole = measure(Bigram(), dataset)
     cut = measure(Bigram(), Rows({key: value[:3] for key, value in row.items()} for row in dataset))
-    assert whole["tokens"] == 6
-    assert whole["loss"] == pytest.approx(cut["loss"])
+    assert whole.tokens["all"].tolist() == [3, 3]
+    assert whole.mean() == pytest.approx(cut.mean())
 
 
 def test_a_text_without_repetition_has_no_hits() -> None:
     row = {"input_ids": torch.tensor([0, 1, 2]), "targets": torch.tensor([1, 2, 3])}
-    result = measure(Bigram(), Rows([row]))
-    assert result["ar_hits"] == {"loss": None, "share": 0.0, "tokens": 0, "batches": []}
-    assert measure(Bigram(), Rows([row]), split_ar_hits=False)["ar_hits"] is None
+    found = measure(Bigram(), Rows([row]))
+    assert found.mean("ar_hits") is None
+    metrics = [score.metric for score in text_scores(found, [6], {SAMPLES: "x"})]
+    assert metrics == ["bits per byte", "loss", "loss on other tokens"]
+    assert [score.metric for score in text_scores(found, [6], {SAMPLES: "x"}, split_ar_hits=False)] == metrics[:2]
 
 
 def test_parts_of_a_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(Bigram(), rows(5), batch_size=4)
-    monkeypatch.setattr(perplexity, "MOST_LOGITS", 12 * VOCAB)  # one row at a time
+    monkeypatch.setattr(language, "MOST_LOGITS", 12 * VOCAB)  # one row at a time
     parts = measure(Bigram(), rows(5), batch_size=4)
-    assert parts["batches"] == pytest.approx(whole["batches"])
-    assert parts["other"]["batches"] == pytest.approx(whole["other"]["batches"])
+    for group, sums in whole.sums.items():
+        assert parts.sums[group].tolist() == pytest.approx(sums.tolist())
+
+
+def test_rows_whose_documents_are_apart_stay_samples() -> None:
+    dataset = rows(3)
+    for row in dataset:
+        row["cu_seqlens"] = torch.tensor([0, 5, 12])
+    assert measure(Bigram(), dataset, batch_size=3).sums["all"].tolist() == pytest.approx(
+        measure(Bigram(), rows(3), batch_size=1).sums["all"].tolist()
+    )
 
 
 def test_agrees_with_the_loss_of_the_model() -> None:
