@@ -53,6 +53,11 @@ def text(folder: Path) -> Path:
     return path
 
 
+def _scores(results: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """What was measured, without the time that it took."""
+    return [(one["name"], one["scores"]) for one in results if one["kind"] != "decode"]
+
+
 class Train:
     """A run with a trained tokenizer, its measurements and its result."""
 
@@ -66,7 +71,7 @@ class Train:
 
     def result(self, out: Path) -> Any:
         measured = json.loads((out / "result.json").read_text())["evaluation"]
-        return digest(out / "model" / "model.safetensors"), losses(out), measured["lm"]
+        return digest(out / "model" / "model.safetensors"), losses(out), _scores(measured["results"])
 
 
 class Eval:
@@ -85,7 +90,7 @@ class Eval:
 
     def result(self, out: Path) -> Any:
         found = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
-        return [(one["name"], one["score"], one["per_sample"]) for one in found]
+        return _scores(found)
 
 
 STAGES = {"mixer": "gated_deltanet", "gate": "identity", "align_steps": 7, "distil_steps": 5, "tune_steps": 4}
@@ -142,7 +147,7 @@ class Study:
         store = Store(out)
         found = {trial.label: store.result(trial) for trial in store.trials()}
         return {
-            label: (one["train"]["losses"], {k: v for k, v in one["evaluation"].items() if k != "decode"})
+            label: (one["train"]["losses"], _scores(one["evaluation"]["results"]))
             for label, one in found.items()
             if one is not None
         }

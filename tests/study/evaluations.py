@@ -50,3 +50,13 @@ def mqar(length: int, pairs: int, values: Sequence[float]) -> dict[str, Any]:
 def evaluation(*results: dict[str, Any], parameters: int = 1000) -> dict[str, Any]:
     """All that was measured of one model."""
     return {"parameters": parameters, "results": list(results), "unavailable": []}
+
+
+def steady(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation without what depends on the clock: the same again of the same weights."""
+    results = [
+        {key: value for key, value in one.items() if key != "seconds"}
+        for one in evaluation["results"]
+        if one["kind"] != "decode"
+    ]
+    return {**evaluation, "results": results}

@@ -23,6 +23,7 @@ from plait.study.file import parse_study
 from plait.study.runner import Outcome, run_trials
 from plait.study.store import RESULT, Store
 from plait.study.trials import Trial, trials
+from study.evaluations import steady
 
 ray = pytest.importorskip("ray")
 
@@ -66,8 +67,7 @@ def measured(store: Store, found: list[Trial]) -> dict[str, Any]:
     for trial in found:
         result = store.result(trial)
         assert result is not None, f"{trial.label}: {store.error(trial)}"
-        evaluation = {key: value for key, value in result["evaluation"].items() if key != "decode"}
-        results[trial.label] = (evaluation, result["train"]["losses"], result["train"]["tokens"])
+        results[trial.label] = (steady(result["evaluation"]), result["train"]["losses"], result["train"]["tokens"])
     return results
 
 

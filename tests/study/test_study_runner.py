@@ -18,11 +18,13 @@ import yaml
 from typer.testing import CliRunner
 
 from plait.cli.study import app
+from plait.evaluation.results import by_name
 from plait.study.file import StudyFile, parse_study
 from plait.study.runner import check_models, run_trials, worker_environment
 from plait.study.store import ERROR, LOG, RESULT, Store
 from plait.study.summarise import summarise
 from plait.study.trials import Trial, trials
+from study.evaluations import steady
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -67,8 +69,7 @@ def measured(store: Store, found: list[Trial]) -> dict[str, Any]:
     for trial in found:
         result = store.result(trial)
         assert result is not None, f"{trial.label}: {store.error(trial)}"
-        evaluation = {key: value for key, value in result["evaluation"].items() if key != "decode"}
-        results[trial.label] = (evaluation, result["train"]["losses"], result["train"]["tokens"])
+        results[trial.label] = (steady(result["evaluation"]), result["train"]["losses"], result["train"]["tokens"])
     return results
 
 
@@ -178,7 +179,10 @@ def test_summary_of_a_real_study(reference: Prepared) -> None:
     transformer, gla, _ = summary.configurations
     first = store.result(found[0])
     assert first is not None
-    assert transformer.metrics["loss"].mean == first["evaluation"]["lm"]["loss"]
+    assert (
+        transformer.metrics["loss"].mean
+        == by_name(first["evaluation"]["results"], "loss")["text python-stdlib length=32"]
+    )
     assert transformer.metrics["loss"].over == "samples"
     assert transformer.parameters["lm"] == first["evaluation"]["parameters"]
     assert (gla.n_linear, gla.n_full, gla.full_layers) == (2, 0, [])

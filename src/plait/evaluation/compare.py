@@ -70,7 +70,8 @@ def compare(first: Path, second: Path) -> Compared:
             f"{first} and {second} have no measurement in common: "
             f"{_names(a)} against {_names(b)}. Measure both with the same plait eval options."
         )
-    comparisons, refused = [], {}
+    comparisons: list[Comparison] = []
+    refused: dict[str, str] = {}
     for key in shared:
         (name, one), (_, other) = a[key], b[key]
         if not one["per_sample"] and not other["per_sample"]:

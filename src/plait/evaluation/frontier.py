@@ -114,8 +114,9 @@ def frontier(subject: Subject, grid: Grid, folder: Path, batches: Batches) -> li
                     if "reason" in result:
                         raise OptionError(f"{measurement.name}: {result['reason']}")
                     work = _work(applied.report(), place / f"{changed.fingerprint}-{_slug(measurement.name)}.json")
-                    first = [result["scores"][0][key] for key in ("score", "low", "high", "interval")]
-                    points.append(Point(name, share, measurement.name, *first, **work, options=options))
+                    one = result["scores"][0]
+                    found = one["score"], one["low"], one["high"], one["interval"]
+                    points.append(Point(name, share, measurement.name, *found, *work, options=options))
     return points
 
 
@@ -124,22 +125,22 @@ def records(points: Sequence[Point]) -> list[dict[str, Any]]:
     return [asdict(point) for point in points]
 
 
-def _work(report: Any, path: Path) -> dict[str, float | None]:
-    """What the policy did, kept beside the result so that a second call knows it too."""
+def _work(report: Any, path: Path) -> tuple[float | None, float | None, float | None]:
+    """The shares ``prefill``, ``decode`` and ``held`` of a :class:`Point`, kept beside the result for a second call."""
     from plait.files.writing import read_back, write_json
 
     if not report.dense_pairs and path.exists():  # the result was there already: nothing ran
         found = read_back(path)
         if not isinstance(found, dict) or set(found) != {"prefill", "decode", "held"}:
             raise DataError(f"{path} does not hold what a policy did: delete {path.parent} and measure again.")
-        return found
+        return found["prefill"], found["decode"], found["held"]
     shares: dict[str, float | None] = {
         name: int(work.pairs) / int(work.dense_pairs) if work.dense_pairs else None
         for name, work in (("prefill", report.prefill), ("decode", report.decode))
     }
     shares["held"] = report.bytes_held / report.bytes_held_dense if report.bytes_held_dense else None
     write_json(path, shares)
-    return shares
+    return shares["prefill"], shares["decode"], shares["held"]
 
 
 def _slug(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from plait.statistics.comparisons import interval
 from plait.statistics.interval import Interval
@@ -164,7 +164,7 @@ def _metric(scores: Sequence[Mapping[str, Any]]) -> Interval:
         bounds = {"accuracy": (0.0, 1.0)}.get(first["metric"], (0.0, math.inf))
         several = interval([score["score"] for score in scores], "seeds", bounds)
         return several.model_copy(update={"chance": first["chance"]})
-    over = "samples" if first["n"] > 1 else "none"
+    over: Literal["samples", "none"] = "samples" if first["n"] > 1 else "none"
     return Interval(
         mean=first["score"], low=first["low"], high=first["high"], n=first["n"], over=over, chance=first["chance"]
     )
