@@ -22,7 +22,6 @@ from plait.cli.app import COMMANDS
 from plait.cli.output import quantity, size
 from plait.drawing.lines import lines_svg
 from plait.evaluation.fixtures import SCORES_FILE
-from plait.evaluation.suites import SUITES
 from plait.fixtures import shipped
 from plait.mixers import Dims
 
@@ -40,8 +39,16 @@ PACKAGES = (
     "plait.training",
     "plait.evaluation",
     "plait.evaluation.subject",
+    "plait.evaluation.measurement",
+    "plait.evaluation.score",
+    "plait.evaluation.results",
+    "plait.evaluation.trained",
     "plait.evaluation.suites",
-    "plait.evaluation.measurements",
+    "plait.evaluation.tasks",
+    "plait.evaluation.prompts",
+    "plait.evaluation.texts",
+    "plait.evaluation.decode",
+    "plait.evaluation.run",
     "plait.evaluation.batching",
     "plait.evaluation.session",
     "plait.evaluation.compare",
@@ -178,10 +185,9 @@ def policies_table() -> str:
 
 def measures_table(kind: str) -> str:
     """Every task or every benchmark, one a line, with the suites that measure it."""
-    place = {"task": 0, "benchmark": 1}[kind]
     rows = []
     for one in methods(kind):
-        suites = ", ".join(f"`{suite}`" for suite, names in SUITES.items() if one.name in names[place]) or "-"
+        suites = ", ".join(f"`{suite}`" for suite in one.suites) or "-"
         page = page_of(one)
         rows.append([f"`{one.name}`", one.title, paper(one.paper), suites, f"[{title_of(page)}](tasks/{page}.md)"])
     return table([kind, "asks", "paper", "suites", "page"], rows)

@@ -126,11 +126,9 @@ path.open("wb")
 
 #: Files that list methods of the catalogue by name, and why.
 LISTS = {
-    "src/plait/benchmarks/ruler/scoring.py": "the thirteen tasks of RULER, whose mean is published",
     "src/plait/claims/hybrid_study.py": "the mixers that the paper's sentences name",
     "src/plait/claims/window_sinks.py": "two series of one experiment",
     "src/plait/conversion/halo.py": "the mixers that the paper converts to",
-    "src/plait/evaluation/suites.py": "what a suite consists of",
 }
 #: Folders of formats of others, which know a fixed set of mixers.
 FORMATS = ("src/plait/catalog/", "src/plait/models/checkpoints/")
