@@ -32,7 +32,6 @@ MLA = {
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 7}
 EXPERTS = {"num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1}
-MAMBA = {"mamba_d_state": 4, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2, "mamba_n_groups": 1}
 
 #: Families that are served: what they need beyond the common sizes, and the layers that a policy acts on.
 SERVED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -78,9 +77,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "diffllama": ({}, "attends more than once"),
     "doge": ({}, "Doge"),
     "falcon": ({}, "own attention code"),
-    "falcon_h1": ({**MAMBA, "mamba_d_ssm": 64}, "hybrid|interface"),
     "falcon_mamba": ({"state_size": 4}, "attend"),
-    "lfm2": ({"layer_types": ["conv", "full_attention"]}, "'conv'|do not attend"),
     "llama4_text": ({"head_dim": 8, "intermediate_size_mlp": 48, **EXPERTS}, "chunked_attention"),
     "mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 2}, "own attention code"),
     "xglm": ({"d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 48}, "own attention code"),

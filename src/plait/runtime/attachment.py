@@ -33,6 +33,8 @@ class Attachment(ABC):
 
     #: What the model is like; set by :meth:`attach`.
     info: ModelInfo
+    #: Whether recurrent states stand beside the keys, so that no token can be taken back.
+    hybrid: bool = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -107,7 +109,8 @@ class Attachment(ABC):
             restore.append(undo)
 
         guard(
-            "_get_candidate_generator", lambda applied: None if applied.takes_drafts else self.drafts_refusal(applied)
+            "_get_candidate_generator",
+            lambda applied: None if applied.takes_drafts and not self.hybrid else self.drafts_refusal(applied),
         )
         for name in ("generate_batch", "init_continuous_batching"):
             guard(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from plait.models.cache import CACHE_NAME
 from plait.runtime.attachment import Attachment, trial
 from plait.runtime.cache import PolicyCache
 from plait.runtime.call import Forward, LayerInfo, ModelInfo, Scoring
+from plait.runtime.hybrid_cache import HybridPolicyCache, recurrent_layers
 from plait.runtime.rope import Rope, TransformersRope
 from plait.runtime.running import Running
 
@@ -41,6 +43,10 @@ HARMLESS = frozenset(
     + ("cache", "cache_position", "past_key_values", "output_attentions", "output_hidden_states")
     + ("output_router_logits", "num_items_in_batch", "kwargs")
 )
+
+#: Types of layers, as transformers calls them, whose attention a policy can serve: those of its hybrids have recurrent
+#: heads beside it.
+SERVED = ("full_attention", "sliding_attention", "attention", "hybrid", "hybrid_sliding")
 
 _attached: dict[int, TransformersAttachment] = {}
 
@@ -99,6 +105,10 @@ class TransformersAttachment(Attachment):
         self.layers: dict[int, LayerInfo] = {}
         self.modules: dict[int, nn.Module] = {}
         self.ropes: dict[int, Rope] = {}
+        #: Layers without attention, by index.
+        self.recurrent: dict[int, str] = {}
+        #: Whether some layers hold recurrent states, alone or beside softmax heads.
+        self.hybrid = False
         self._thread = threading.local()
         self._handles: list[RemovableHandle] = []
         self._restore: list[Callable[[], None]] = []
@@ -124,6 +134,8 @@ class TransformersAttachment(Attachment):
             with _generator_kept(model):
                 self._record(model)
                 self._check_layers(config)
+                kinds = getattr(config, "layer_types", None) or ()
+                self.hybrid = bool(self.recurrent) or any("hybrid" in kind for kind in kinds)
                 self._hook(model)
                 self._try(model)
         except BaseException:
@@ -169,13 +181,16 @@ class TransformersAttachment(Attachment):
 
     def _check_layers(self, config: Any) -> None:
         name, depth = type(self.model).__name__, config.num_hidden_layers
-        missing = sorted(set(range(depth)) - set(self.layers))
-        if missing:
+        self.recurrent = recurrent_layers(config) if set(self.layers) != set(range(depth)) else {}
+        missing = sorted(set(range(depth)) - set(self.layers) - set(self.recurrent))
+        if missing or not self.layers:
             raise _refusal(self.model, f"layers {missing} of {name} do not attend through the interface")
-        for index, kind in enumerate(getattr(config, "layer_types", None) or ()):
-            if kind not in ("full_attention", "sliding_attention"):
+        kinds = dict(enumerate(getattr(config, "layer_types", None) or ()))
+        for index in self.layers:
+            kind = kinds.get(index, "full_attention")
+            if kind not in SERVED:
                 raise _refusal(self.model, f"layer {index} is of type {kind!r}")
-            if kind == "sliding_attention" and self.layers[index].window is None:
+            if "sliding" in kind and self.layers[index].window is None:
                 raise _refusal(self.model, f"layer {index} slides but does not say how far")
 
     @property
@@ -236,7 +251,10 @@ class TransformersAttachment(Attachment):
 
     def new_cache(self, applied: Running) -> PolicyCache:
         """An empty cache."""
-        return PolicyCache((applied.new_state(self.layers[i]) for i in sorted(self.layers)), applied)
+        states = {index: applied.new_state(self.layers[index]) for index in sorted(self.layers)}
+        if self.hybrid:
+            return HybridPolicyCache(self._config, states, applied)
+        return PolicyCache(states.values(), applied)
 
     def _before_attention(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Remember what the attention function is not told."""
@@ -377,11 +395,24 @@ def _supported(model: nn.Module) -> PreTrainedModel:
     apart = sorted({int(m.layer_idx) for m in model.modules() if _is_apart(m, config)})  # type: ignore[arg-type]
     if apart:
         raise _refusal(model, f"layers {apart} have configurations of their own")
+    kept = next((type(m).__name__ for m in model.modules() if hasattr(m, "_setup_cache")), None)
+    if kept is not None:
+        raise _refusal(model, f"{kept} keeps its recurrent states in the model itself, not in a cache")
+    caches = _own_caches(model)
+    if caches:
+        raise _refusal(model, f"it takes no cache but its own {caches[0]}")
     if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
         raise _refusal(model, "some of its layers reuse the keys of others")
     if not getattr(config, "is_causal", True):
         raise _refusal(model, "it is bidirectional")
     return model
+
+
+def _own_caches(model: nn.Module) -> list[str]:
+    """Names of caches that a model's own file defines."""
+    file = type(model).__module__
+    found = vars(sys.modules[file]).values()
+    return [x.__name__ for x in found if isinstance(x, type) and issubclass(x, Cache) and x.__module__ == file]
 
 
 def _compiled(module: nn.Module) -> bool:
@@ -458,8 +489,8 @@ def _generator_kept(model: PreTrainedModel) -> Iterator[None]:
 
 def _refusal(model: nn.Module, reason: str) -> OptionError:
     return OptionError(
-        f"{type(model).__name__} cannot run under a policy: {reason}. Policies serve decoders whose layers all attend "
-        "causally through the attention interface of transformers, such as Llama, Qwen3, Gemma 3 or Mistral."
+        f"{type(model).__name__} cannot run under a policy: {reason}. Policies serve decoders whose softmax layers "
+        "attend causally through the attention interface of transformers, such as Llama, Qwen3, Gemma 3 or Qwen3-Next."
     )
 
 
