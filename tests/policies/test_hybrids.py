@@ -112,7 +112,7 @@ def test_generation(family: str) -> None:
         assert generate(model, batch, new=4).shape == (2, 4)
         report = applied.report()
     assert 0 < report.bytes_held < report.bytes_held_dense
-    with plait.policy(model, "dense"), pytest.raises((OptionError, ValueError), match="drafts|stateful"):
+    with plait.policy(model, "dense"), pytest.raises((OptionError, ValueError), match=r"drafts|stateful"):
         generate(model, {"input_ids": ids[:1]}, prompt_lookup_num_tokens=2)
 
 
