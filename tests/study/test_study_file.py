@@ -39,7 +39,7 @@ def changed(**changes: object) -> dict:
     [
         (changed(girds={}), "unknown key 'girds'.*Did you mean 'grid'"),
         (changed(grid__mixers=["gated_deltanett"]), "gated_deltanett.*Did you mean 'gated_deltanet'"),
-        (changed(grid__ratios=[181]), "ratio 181.*Quote ratios"),
+        (changed(grid__ratios=[181]), "ratio 181: write .pure., .full. or .R:1."),
         (changed(grid__ratios=["3-1"]), "ratio '3-1': write"),
         (changed(grid__modle={"x": 1}), "grid.modle"),
         (changed(**{"grid__modle.placement": ["period_r"]}), "modle.placement.*dotted key of a section"),

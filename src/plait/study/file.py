@@ -246,10 +246,7 @@ def _check_grid(study: StudyFile, source: str) -> None:
             raise OptionError(f"{source}: grid.{key} is empty; give at least one value.")
     for ratio in study.axes.get("model.ratio", []):
         if not isinstance(ratio, str) or not _RATIO.fullmatch(ratio):
-            hint = (
-                " Quote ratios: YAML reads 3:1 without quotes as a number in base 60." if isinstance(ratio, int) else ""
-            )
-            raise OptionError(f'{source}: grid ratio {ratio!r}: write "pure", "full" or "R:1", such as "3:1".{hint}')
+            raise OptionError(f'{source}: grid ratio {ratio!r}: write "pure", "full" or "R:1", such as "3:1".')
     own = {key for part in [study.base, *study.tracks.values()] for key in part.model.get("mixers", {})}
     for mixer in study.axes.get("model.mixer", []):
         known = [*names("mixer"), *own]
