@@ -95,6 +95,7 @@ COMMAND_PAGES = {
     "eval": "evaluation",
     "compare": "evaluation",
     "run": "policies",
+    "calibrate": "policies",
     "frontier": "policies",
     "fixture": "fixtures",
     "convert": "conversion",

@@ -49,6 +49,10 @@ CALLS: dict[str, list[list[str]]] = {
     ],
     "generate": [["generate", HYBRID, "--prompt", "ab", "--max-new-tokens", "2"]],
     "run": [["run", MODEL, "--policy", "streaming", "--prompt", "ab", "--max-new-tokens", "2"]],
+    "calibrate": [
+        ["calibrate", MODEL, "duo_attention", "--data", "task:niah", "--length", "64", "--preset", "small"]
+        + ["--option", "steps=2", "--out", "heads.json"]
+    ],
     "frontier": [
         ["frontier", MODEL, "--policies", "streaming", "--budgets", "0.5", "--tasks", "niah", "--lengths", "64"]
         + ["--limit", "2", "--out", "frontier"]

@@ -289,3 +289,43 @@ def test_claims_are_listed_shown_and_tabled(capsys: pytest.CaptureFixture) -> No
     assert "verdict     holds" in out
     status, _, err = call(capsys, ["claim", "run", "gates_reach"])
     assert (status, "There is no claim 'gates_reach'" in err) == (1, True)
+
+
+# ---- calibrate
+
+
+def test_calibrate_writes_what_the_policy_takes(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    heads = tmp_path / "heads.json"
+    command = ["calibrate", FIXTURE, "duo_attention", "--data", "task:niah", "--length", "64", "--preset", "small"]
+    command += ["--option", "steps=2", "--data-option", "queries=1", "--out", str(heads)]
+    found = result(capsys, command)
+    assert (found["kind"], found["file"]) == ("head_table", str(heads))
+    assert len(found["values"]["heads"]) == 4
+    told = result(capsys, ["run", FIXTURE, "--policy", "duo_attention", "--option", f"heads={heads}", "--prompt", "ab"])
+    assert told["policy"]["layers"] == [0, 1, 2, 3]
+    status, _, err = call(capsys, command)
+    assert status == 1
+    assert "exists" in err
+    other = ["run", "fixture:recall-small-hybrid", "--policy", "duo_attention", "--option", f"heads={heads}"]
+    status, _, err = call(capsys, [*other, "--prompt", "ab"])
+    assert (status, "rows" in err or "another model" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["quest", "--data", "task:niah"], "duo_attention"),
+        (["duo_attention", "--data", "task:niah", "--option", "stepz=2"], "steps"),
+        (["duo_attention", "--data", "task:nia"], "niah"),
+        (["duo_attention", "--data", "BOOK", "--data-option", "queries=1"], "task:NAME"),
+    ],
+)
+def test_what_cannot_be_calibrated_says_why(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("It was a dark and stormy night. " * 20, encoding="utf-8")
+    arguments = [str(book) if argument == "BOOK" else argument for argument in arguments]
+    status, _, err = call(capsys, ["calibrate", FIXTURE, *arguments])
+    assert status == 1
+    assert words in err

@@ -140,7 +140,9 @@ def stranger_file(rng: Random, folder: Path) -> list[str]:
     if kind == "model":
         return _model_file(rng, folder)
     if kind == "table":
-        table = {"fingerprint": None, "heads": [[0.5, 0.1]] * 4}
+        heads = {"heads": [[0.5, 0.1]] * 4}
+        known = {"kind": "head_table", "fingerprint": None, "weights": None, "values": heads}
+        table = {"format": "plait artefact 1", **known}
         (folder / "heads.json").write_bytes(damaged_json(table, rng))
         option = f"heads={folder / 'heads.json'}"
         policy = ["--policy", "duo_attention", "--option", option, "--max-new-tokens", "2"]

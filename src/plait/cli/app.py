@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("plait.cli.compare", "Compare two measured models on the same samples."),
     "generate": ("plait.cli.generate", "Continue a prompt with a model."),
     "run": ("plait.cli.run", "Generate under a policy that saves attention work or cache."),
+    "calibrate": ("plait.cli.calibrate", "Learn what a policy needs to know of a model."),
     "frontier": ("plait.cli.frontier", "Draw quality against budget for several policies."),
     "fixture": ("plait.cli.fixture", "Train a small model that solves recall tasks."),
     "convert": ("plait.cli.convert", "Convert a pretrained transformer into a hybrid."),

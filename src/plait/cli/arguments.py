@@ -161,6 +161,14 @@ def _data(source: str) -> None:
         check_corpus(source, f"--data {quoted(source)}, which is no file or folder")
 
 
+def _calibration_data(source: str) -> None:
+    """``task:NAME`` or a text file."""
+    if source.startswith("task:"):
+        _named("task")(source.removeprefix("task:"))
+    else:
+        regular_file(Path(source), OptionError)
+
+
 def _options(texts: Iterable[str]) -> None:
     from plait.cli.options import key_values
 
@@ -186,10 +194,13 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "text": _file,
     "scores": _file,
     "data": _data,
+    "calibrate.data": _calibration_data,
     "corpus": _corpus,
     "data_dir": _folder,
     "out": _new_folder,
+    "calibrate.out": _new_file,
     "plan.out": _new_file,
     "option": _options,
     "policy_option": _options,
+    "data_option": _options,
 }

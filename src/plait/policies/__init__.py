@@ -14,7 +14,7 @@ from torch import nn
 
 from plait import catalog
 from plait.policies.build import build, names
-from plait.policies.duo_data import CalibrationRow, passkey_rows, task_rows
+from plait.policies.duo_data import passkey_rows, task_rows
 from plait.policies.duo_optimise import FindHeadsOptions, find_heads
 from plait.policies.head_table import HeadTable
 from plait.policies.scored import ScoredOptions, ScoredPolicy
@@ -22,7 +22,7 @@ from plait.runtime.applied import Applied
 from plait.runtime.call import Call, LayerInfo, ModelInfo
 from plait.runtime.dense import Dense
 from plait.runtime.meter import Report, Work
-from plait.runtime.policy import Policy
+from plait.runtime.policy import CalibrationRow, Policy
 from plait.runtime.store import Keys
 
 

@@ -6,6 +6,7 @@ heads. Each layer has two caches. The streaming heads' part is constant in the l
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from plait.errors import OptionError
 from plait.mixers.state import LayerState
 from plait.options import Options
+from plait.policies.duo_optimise import FindHeadsOptions, find_heads
 from plait.policies.head_table import HeadTable
+from plait.runtime.artefact import Artefact
 from plait.runtime.call import Call, LayerInfo, ModelInfo
-from plait.runtime.policy import Policy
+from plait.runtime.policy import CalibrationRow, Policy
 from plait.runtime.products import attend_band
 from plait.runtime.store import Store
 
@@ -73,6 +76,8 @@ class DuoAttention(Policy):
 
     Options = DuoAttentionOptions
     options: DuoAttentionOptions
+    Calibration = FindHeadsOptions
+    calibrated = "heads"
     reduces = ("prefill", "decode")
 
     def __init__(self, options: Any = None) -> None:
@@ -86,6 +91,17 @@ class DuoAttention(Policy):
             return {"heads": "streaming", "recent": length, "chunk": length}
         sinks, chunk = min(4, budget // 4), max(1, budget // 3)
         return {"heads": "streaming", "sinks": sinks, "recent": max(1, budget - sinks - chunk), "chunk": chunk}
+
+    @classmethod
+    def calibrate(
+        cls,
+        model: Any,
+        rows: Iterable[CalibrationRow],
+        options: FindHeadsOptions,
+        announce: Callable[[str], None] = lambda line: None,
+    ) -> Artefact:
+        """The table of :func:`~plait.policies.find_heads`."""
+        return find_heads(model, rows, options, announce=announce).artefact()
 
     def bind(self, model: ModelInfo) -> None:
         heads = self.options.heads

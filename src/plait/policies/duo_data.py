@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from plait.data.tasks.base import IGNORED, Task
 from plait.data.tokenizers import encode
 from plait.errors import DataError
-from plait.files import read_text
+from plait.files.reading import read_text
+from plait.runtime.policy import CalibrationRow
 
 #: The passkeys' words, and the sentences around them (spelling included) of the paper's data.
 # fmt: off
@@ -36,19 +35,6 @@ DEPTHS = np.linspace(0.05, 0.95, 1000)
 MULTIPLE = 16
 #: Rows of a task that are made at once.
 _ROWS = 32
-
-
-@dataclass(frozen=True)
-class CalibrationRow:
-    """One text.
-
-    Args:
-        ids: ``(T,)``.
-        labelled: ``(T,)`` bool: where the model's hidden states must stay as they are.
-    """
-
-    ids: Tensor
-    labelled: Tensor
 
 
 def task_rows(task: Task, seed: int = 0) -> Iterator[CalibrationRow]:

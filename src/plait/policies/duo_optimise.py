@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 
 from plait.errors import DataError, OptionError
 from plait.options import Options
-from plait.policies.duo_data import CalibrationRow
 from plait.policies.head_table import HeadTable
 from plait.runtime.applied import Applied
 from plait.runtime.call import Call, LayerInfo, ModelInfo
 from plait.runtime.dense import Dense
+from plait.runtime.policy import CalibrationRow
 from plait.runtime.products import attend_band
 
 #: The rate rises over the first fifth of the steps from a tenth, and falls back over the last fifth.
@@ -118,7 +118,7 @@ class GatedHeads(Dense):
     def table(self, model: ModelInfo) -> HeadTable:
         """The gates as a table of this model; heads of layers with a window are 0."""
         rows = [self.gates[x.index].tolist() if x.index in self.gates else [0.0] * x.kv_heads for x in model.layers]
-        return HeadTable(tuple(map(tuple, rows)), model.fingerprint, "the table of find_heads")
+        return HeadTable(tuple(map(tuple, rows)), model.fingerprint, "the table of find_heads", model.weights)
 
 
 def find_heads(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from plait.errors import DataError, OptionError, PlaitError
-from plait.files import parse_json, read_text, reason
+from plait.files.reading import read_text, reason
+from plait.runtime.artefact import Artefact
 from plait.runtime.call import LayerInfo, ModelInfo
+
+#: Kind of the artefact.
+KIND = "head_table"
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,13 @@ class HeadTable:
         values: one row per layer of the model, one number per kv head.
         fingerprint: of the model it was made for (:attr:`~plait.policies.ModelInfo.fingerprint`), or None if unknown.
         source: what messages call it.
+        weights: fingerprint of that model's weights, or None if they do not matter.
     """
 
     values: tuple[tuple[float, ...], ...]
     fingerprint: str | None = None
     source: str = "the given table"
+    weights: str | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> HeadTable:
@@ -33,22 +38,27 @@ class HeadTable:
         Raises:
             DataError: the file cannot be read as a table.
         """
-        text = read_text(Path(path))
+        path = Path(path)
         try:
-            if Path(path).suffix == ".json":
-                content = parse_json(text, str(path))
-                return cls(tuple(tuple(map(float, r)) for r in content["heads"]), content["fingerprint"], str(path))
-            rows = tuple(tuple(map(float, line.split())) for line in text.splitlines() if line.strip())
+            if path.suffix == ".json":
+                artefact = Artefact.load(path, KIND)
+                rows = tuple(tuple(map(float, row)) for row in artefact.values["heads"])
+                return cls(rows, artefact.fingerprint, str(path), artefact.weights)
+            rows = tuple(tuple(map(float, line.split())) for line in read_text(path).splitlines() if line.strip())
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             if isinstance(error, PlaitError):
                 raise
             raise DataError(f"{path} is no head table, rows of numbers, one row a layer: {reason(error)}.") from None
         return cls(rows, None, str(path))
 
+    def artefact(self) -> Artefact:
+        """The table as what a calibration leaves."""
+        rows = [list(row) for row in self.values]
+        return Artefact(KIND, self.fingerprint, {"heads": rows}, weights=self.weights, source=self.source)
+
     def save(self, path: str | Path) -> None:
         """Write a ``.json`` file."""
-        content = {"fingerprint": self.fingerprint, "heads": self.values}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        self.artefact().save(path)
 
     def check(self, model: ModelInfo) -> None:
         """Raise :class:`~plait.errors.OptionError` unless the table is for such a model."""
@@ -59,11 +69,7 @@ class HeadTable:
                 f"{self.source} has {len(found)} rows of {sorted(set(found))} heads, but {model.name} has "
                 f"{len(expected)} layers of {sorted(set(expected))} kv heads: use the table of this model."
             )
-        if self.fingerprint is not None and self.fingerprint != model.fingerprint:
-            raise OptionError(
-                f"{self.source} was made for another model (fingerprint {self.fingerprint}, this {model.name} has "
-                f"{model.fingerprint}): calibrate again."
-            )
+        self.artefact().check(model)
 
     def largest(self, share: float, layers: list[LayerInfo]) -> dict[int, list[bool]]:
         """The heads of the largest values, over all ``layers`` together, by layer index.

@@ -54,12 +54,19 @@ class ModelInfo:
         layers: its softmax layers, by depth.
         fingerprint: names the architecture (class, layers, heads), for tables of calibration.
         rotation: why positions cannot be rotated to others (:attr:`Call.rope`); None where they can.
+        weigh: makes the fingerprint of the weights; None where there are none.
     """
 
     name: str
     layers: tuple[LayerInfo, ...]
     fingerprint: str
     rotation: str | None = None
+    weigh: Callable[[], str] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def weights(self) -> str | None:
+        """Fingerprint of the weights, for artefacts that hold for these alone."""
+        return None if self.weigh is None else self.weigh()
 
     def require_rotation(self, policy: str, option: str) -> None:
         """Refuse an option that needs keys or queries rotated to other positions, where they cannot be.

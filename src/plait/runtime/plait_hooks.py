@@ -17,6 +17,7 @@ from plait.mixers.context import Context
 from plait.mixers.softmax_mixer import SoftmaxMixer
 from plait.mixers.state import LayerState, Segment
 from plait.ops.visibility import Causal, Visibility, Window
+from plait.runtime.artefact import weights_fingerprint
 from plait.runtime.attachment import Attachment
 from plait.runtime.call import Forward, LayerInfo, ModelInfo
 from plait.runtime.rope import PlaitRope
@@ -80,7 +81,8 @@ class PlaitAttachment(Attachment):
         digest = hashlib.sha256(repr((type(self.model).__name__, layers)).encode()).hexdigest()[:16]
         unrotated = [layer.index for layer, rope in zip(layers, ropes, strict=True) if rope is None]
         reason = f"its layers {unrotated} have no rotary positions" if unrotated else None
-        self.info = ModelInfo(type(self.model).__name__, tuple(layers), digest, reason)
+        weigh = partial(weights_fingerprint, self.model)
+        self.info = ModelInfo(type(self.model).__name__, tuple(layers), digest, reason, weigh)
 
     def detach(self) -> None:
         for undo in reversed(self._restore):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -10,9 +12,23 @@ from torch import Tensor
 from plait.errors import CacheError
 from plait.mixers.state import LayerState
 from plait.options import Options
+from plait.runtime.artefact import Artefact
 from plait.runtime.call import Call, LayerInfo, ModelInfo
 from plait.runtime.products import attend_band
 from plait.runtime.store import Keys, Store
+
+
+@dataclass(frozen=True)
+class CalibrationRow:
+    """One text.
+
+    Args:
+        ids: ``(T,)``.
+        labelled: ``(T,)`` bool: where the model's hidden states must stay as they are.
+    """
+
+    ids: Tensor
+    labelled: Tensor
 
 
 class Policy(ABC):
@@ -36,6 +52,11 @@ class Policy(ABC):
     #: Whether a text may be split into calls in any way, and its last tokens taken back, without changing anything.
     any_split: bool = False
 
+    #: Options of :meth:`calibrate`; None for a policy that needs no calibration.
+    Calibration: ClassVar[type[Options] | None] = None
+    #: Which of its options takes the file that a calibration leaves.
+    calibrated: ClassVar[str] = ""
+
     def __init__(self, options: Any = None) -> None:
         self.options = type(self).Options() if options is None else options
 
@@ -46,6 +67,20 @@ class Policy(ABC):
 
         With ``budget >= length`` the policy is dense attention.
         """
+
+    @classmethod
+    def calibrate(
+        cls, model: Any, rows: Iterable[CalibrationRow], options: Any, announce: Callable[[str], None]
+    ) -> Artefact:
+        """Learn from texts what the policy needs to know of a model.
+
+        Args:
+            model: the model; its weights and settings stay as they are.
+            rows: texts, without end.
+            options: of :attr:`Calibration`.
+            announce: told of progress, a line at a time.
+        """
+        raise NotImplementedError(f"{cls.__name__} names a Calibration and does not say how it calibrates.")
 
     def bind(self, model: ModelInfo) -> None:  # noqa: B027 (most have no tables)
         """Check that the policy's tables fit the model.

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from transformers.cache_utils import Cache
 
 from plait.errors import CacheError, OptionError, PlaitError
 from plait.models.cache import CACHE_NAME
+from plait.runtime.artefact import weights_fingerprint
 from plait.runtime.attachment import Attachment, trial
 from plait.runtime.cache import PolicyCache
 from plait.runtime.call import Forward, LayerInfo, ModelInfo, Scoring
@@ -177,7 +179,7 @@ class TransformersAttachment(Attachment):
             _short_pass(model, use_cache=True)
         layers = tuple(self.layers[index] for index in sorted(self.layers))
         digest = hashlib.sha256(repr((type(model).__name__, layers)).encode()).hexdigest()[:16]
-        self.info = ModelInfo(type(model).__name__, layers, digest, self._rotation)
+        self.info = ModelInfo(type(model).__name__, layers, digest, self._rotation, partial(weights_fingerprint, model))
 
     def _check_layers(self, config: Any) -> None:
         name, depth = type(self.model).__name__, config.num_hidden_layers
