@@ -123,6 +123,51 @@ def test_states_of_runs(call: Call, run_file: Path) -> None:
     assert "run.json is not JSON" in state()[1]
 
 
+FOREIGN = [
+    ("result.json", "{}", "result.json is of another version or another program: its field 'evaluation' is missing."),
+    ("result.json", "[1]", "result.json is of another version or another program: its content is wrong"),
+    ("result.json", '{"evaluation": {"lm": null}}', "its field 'evaluation.results' is missing"),
+    ("result.json", '{"evaluation": {"results": [{"kind": "text"}]}}', "'evaluation.results.0.trained' is missing"),
+    ("result.json", '{"evaluation": {"results": [{"kind": "text", "trained": true, "scores": [{"score": "low"}]}]}}',
+     "'evaluation.results.0.scores.0.score' is wrong"),
+    ("result.json", '{"evalu', "result.json is not JSON"),
+    ("finished.json", '{"steps": "4"}', "finished.json is of another version or another program: its field"),
+    ("run.json", '{"config": {"model": {}}}', "run.json is of another version or another program: its field"),
+    ("run.json", '{"config": {"model": {"hidden_size": 4}, "training": {"steps": null}}}', "'config.training.steps'"),
+    ("metrics.jsonl", '{"step": 2, "loss": "small"}\n', "metrics.jsonl is of another version"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "said"), FOREIGN, ids=range(len(FOREIGN)))
+def test_a_file_of_another_version_is_named_and_other_runs_are_listed(
+    call: Call, tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    files = {
+        "run.json": {"config": {"model": {"mixer": "gla", "ratio": "1:1", "num_hidden_layers": 2, "hidden_size": 8},
+                                "training": {"steps": 4}}},
+        "result.json": {"evaluation": {"results": [
+            {"kind": "task", "trained": True, "scores": [{"score": 0.5}]},
+            {"kind": "text", "trained": True, "scores": [{"score": 2.0}]},
+        ]}},
+    }  # fmt: skip
+    for run in ("whole", "strange"):
+        for file, values in files.items():
+            path = tmp_path / run / file
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(values))
+    (tmp_path / "strange" / name).write_text(content)
+    status, out, err = call("runs", str(tmp_path), "--json")
+    assert (status, err) == (0, "")
+    strange, whole = json.loads(out)
+    assert (whole["state"], whole["bits_per_byte"], whole["accuracy"]) == ("stopped", 2.0, 0.5)
+    assert strange["state"] == "damaged"
+    assert said in strange["why"]
+    for arguments in ([str(tmp_path)], [str(tmp_path / "whole"), str(tmp_path / "strange")]):
+        status, out, err = call("runs", *arguments)
+        assert status == 0
+        assert said[:30] in " ".join((out + err).split())
+
+
 def test_folders_without_runs(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     status, _, err = call("runs")

@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plait.errors import OptionError, PlaitError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from plait.errors import OptionError, PlaitError, TrainingError
 from plait.files.locks import in_use
 from plait.files.manifest import fault
 from plait.files.writing import read_back
 from plait.runs.checkpoint import checkpoints
 from plait.runs.folder import FINISHED_FILE, MODEL_FOLDER, RESULT_FILE, RUN_FILE, flat, steps_done
+from plait.runs.metrics import FILE as METRICS_FILE
 from plait.runs.metrics import losses, read_metrics
 
 #: Kinds of what a run was trained on -> what is shown of them, the mean of their first scores.
@@ -84,13 +87,13 @@ def summarise(folder: Path, *, verify: bool = False) -> RunSummary:
         raise OptionError(f"{folder} holds no run: it has no {RUN_FILE}.")
     known: dict[str, Any] = {"name": folder.resolve().name, "folder": str(folder)}
     try:
-        config = read_back(folder / RUN_FILE)["config"]
-        known |= {"config": config, "total": config["training"]["steps"], "model": describe(config["model"])}
+        known |= _settings(folder)
         known |= _progress(folder)
-        return RunSummary(**known, **_state(folder, known["total"], verify))
-    except (PlaitError, KeyError, TypeError) as error:
-        why = str(error) if isinstance(error, PlaitError) else f"{RUN_FILE} is not the file of a run"
-        return RunSummary(**known, state="damaged", why=why)
+        state = _state(folder, known["total"], verify)
+        known |= _scores(folder)
+    except PlaitError as error:
+        return RunSummary(**known, state="damaged", why=str(error))
+    return RunSummary(**known, **state)
 
 
 def describe(model: Mapping[str, Any]) -> str:
@@ -99,7 +102,9 @@ def describe(model: Mapping[str, Any]) -> str:
     if plan:
         counts = " + ".join(f"{plan.count(name)} {name}" for name in dict.fromkeys(plan))
         return f"{counts}, {len(plan)} layers of {model['hidden_size']}"
-    return f"{model['mixer']} {model['ratio']}, {model['num_hidden_layers']} layers of {model['hidden_size']}"
+    return (
+        f"{model.get('mixer')} {model.get('ratio')}, {model.get('num_hidden_layers')} layers of {model['hidden_size']}"
+    )
 
 
 def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
@@ -110,17 +115,107 @@ def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
 
 
-def _progress(folder: Path) -> dict[str, Any]:
-    logged = losses(folder)
-    found: dict[str, Any] = {"steps": steps_done(folder), "loss": logged[-1][1] if logged else None}
-    if (folder / FINISHED_FILE).exists():
-        done = read_back(folder / FINISHED_FILE)
-        found |= {"tokens": done["tokens"], "seconds": done["seconds"]}
-    if (folder / RESULT_FILE).exists():
-        results = [one for one in read_back(folder / RESULT_FILE)["evaluation"]["results"] if one["trained"]]
-        firsts = {kind: [one["scores"][0]["score"] for one in results if one["kind"] == kind] for kind in _SHOWN}
-        found |= {shown: sum(values) / len(values) for kind, shown in _SHOWN.items() if (values := firsts[kind])}
+class _Fields(BaseModel):
+    """Fields that are read here; files have more."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Training(_Fields):
+    steps: int
+
+
+class _Model(_Fields):
+    hidden_size: int
+    layer_types: list[str] | None = None
+    mixer: str | None = None
+    ratio: str | None = None
+    num_hidden_layers: int | None = None
+
+
+class _Config(_Fields):
+    model: _Model
+    training: _Training
+
+
+class _RunFile(_Fields):
+    config: _Config
+
+
+class _FinishedFile(_Fields):
+    steps: int
+    tokens: int
+    seconds: float
+
+
+class _Score(_Fields):
+    score: float
+
+
+class _Measured(_Fields):
+    kind: str
+    trained: bool
+    scores: list[_Score]
+
+
+class _Evaluation(_Fields):
+    results: list[_Measured]
+
+
+class _ResultFile(_Fields):
+    evaluation: _Evaluation
+
+
+class _Loss(_Fields):
+    loss: float | None
+
+
+def _read(path: Path, kind: type[_Fields]) -> dict[str, Any]:
+    """The content of a file that has the fields of ``kind``.
+
+    Raises:
+        TrainingError: it is damaged, or has other fields; names the file and the field.
+    """
+    content = read_back(path)
+    _check(content, kind, path.name)
+    found: dict[str, Any] = content
     return found
+
+
+def _check(content: Any, kind: type[_Fields], where: str) -> None:
+    try:
+        kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = f"its field {'.'.join(map(str, first['loc']))!r}" if first["loc"] else "its content"
+        wrong = "is missing" if first["type"] == "missing" else f"is wrong ({first['msg']})"
+        raise TrainingError(f"{where} is of another version or another program: {field} {wrong}.") from None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    config = _read(folder / RUN_FILE, _RunFile)["config"]
+    return {"config": config, "total": config["training"]["steps"], "model": describe(config["model"])}
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if (folder / FINISHED_FILE).exists():
+        done = _read(folder / FINISHED_FILE, _FinishedFile)
+        found |= {"tokens": done["tokens"], "seconds": done["seconds"]}
+    logged = losses(folder)
+    last = logged[-1][1] if logged else None
+    _check({"loss": last}, _Loss, METRICS_FILE)
+    return {"steps": steps_done(folder), "loss": last, **found}
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    if not (folder / RESULT_FILE).exists():
+        return {}
+    results = [one for one in _read(folder / RESULT_FILE, _ResultFile)["evaluation"]["results"] if one["trained"]]
+    firsts = {
+        kind: [one["scores"][0]["score"] for one in results if one["kind"] == kind and one["scores"]] for kind in _SHOWN
+    }
+    return {shown: sum(values) / len(values) for kind, shown in _SHOWN.items() if (values := firsts[kind])}
 
 
 def _state(folder: Path, total: int, verify: bool) -> dict[str, Any]:
