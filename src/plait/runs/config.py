@@ -298,6 +298,22 @@ class RunConfig(Strict):
     training: TrainingSection = TrainingSection()
     evaluate: EvaluateSection = EvaluateSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_of_batches(cls, values: Any) -> Any:
+        """``evaluate.batches``, of the training's size, is another way to write ``evaluate.limit``."""
+        evaluate = values.get("evaluate") if isinstance(values, dict) else None
+        if not isinstance(evaluate, dict) or "batches" not in evaluate or "limit" in evaluate:
+            return values
+        training = values.get("training")
+        size = training.get("batch_size") if isinstance(training, dict) else None
+        size = TrainingSection().batch_size if size is None else size
+        batches = evaluate["batches"]
+        if type(batches) is not int or type(size) is not int:
+            return values
+        rest = {name: value for name, value in evaluate.items() if name != "batches"}
+        return {**values, "evaluate": {**rest, "limit": batches * size}}
+
 
 def load_run_config(path: Path) -> RunConfig:
     """Read and validate a run file."""
