@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,10 @@ class ListOps(Task):
     min_length: int = 500
     depth: int = 10
     arguments: int = 10
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(**cls.at_length(128))
 
     def __post_init__(self) -> None:
         self._take_vocabulary(len(TOKENS))

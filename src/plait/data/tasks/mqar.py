@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -137,6 +137,10 @@ class MQAR(Task):
                 )
             if not weight > 0:
                 raise DataError(f"MQAR: weight={weight} of the mixture must be above 0.")
+
+    @classmethod
+    def small(cls, dims: Any = None) -> Self:
+        return cls(vocab_size=64, length=64, pairs=8)
 
     @classmethod
     def at_length(cls, length: int) -> dict[str, Any]:
