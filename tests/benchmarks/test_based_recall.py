@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from evaluation.prompts.probe_samples import SHARED, count, tokenizer, write_jsonl
 
+from benchmarks.probe_samples import SHARED, count, tokenizer, write_jsonl
 from plait import catalog
 from plait.benchmarks import build_benchmark
 from plait.benchmarks.based_recall import FDA, SWDE, SquadCompletion, XQuADCompletion, contains

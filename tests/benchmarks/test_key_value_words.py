@@ -7,8 +7,8 @@ import re
 from uuid import UUID
 
 import pytest
-from evaluation.prompts.probe_samples import count, tokenizer
 
+from benchmarks.probe_samples import count, tokenizer
 from plait import catalog
 from plait.benchmarks import build_benchmark
 from plait.benchmarks.key_value_words import KeyValueWords

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from evaluation.prompts.probe_samples import PARAGRAPH, count, tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.probe_samples import PARAGRAPH, count, tokenizer
 from plait.benchmarks.lengths import first_tokens, largest, last_tokens, text_of, token_ids, unbroken
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation.prompts.probe_samples import PARAGRAPH, count, tokenizer, write_jsonl
 
+from benchmarks.probe_samples import PARAGRAPH, count, tokenizer, write_jsonl
 from plait import catalog
 from plait.benchmarks import build_benchmark
 from plait.benchmarks.longbench import LongBench, without_middle

@@ -6,8 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from evaluation.prompts.probe_samples import PARAGRAPH, SHARED, count, tokenizer
 
+from benchmarks.probe_samples import PARAGRAPH, SHARED, count, tokenizer
 from plait import catalog
 from plait.benchmarks import build_benchmark
 from plait.benchmarks.needle import ANSWER, NEEDLE, Needle, draw_grid, grid, with_needle

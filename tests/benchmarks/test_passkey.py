@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from evaluation.prompts.probe_samples import count, tokenizer
 
+from benchmarks.probe_samples import count, tokenizer
 from plait import catalog
 from plait.benchmarks import build_benchmark
 from plait.benchmarks.passkey import Passkey

@@ -6,8 +6,8 @@ import random
 import re
 
 import pytest
-from evaluation.prompts.probe_samples import count, tokenizer
 
+from benchmarks.probe_samples import count, tokenizer
 from plait import catalog
 from plait.benchmarks import build_benchmark
 from plait.benchmarks.records import FIELDS, Records

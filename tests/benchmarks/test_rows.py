@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from evaluation.prompts.probe_samples import write_jsonl
 
+from benchmarks.probe_samples import write_jsonl
 from plait.benchmarks.rows import chosen_rows, read_rows, read_squad
 from plait.errors import DataError
 

@@ -43,12 +43,14 @@ class Benchmark(Options, ABC):
 
     Attributes:
         metric: the score's name, as the benchmark's authors call it.
+        room_for_answer: an option ``length`` counts the tokens of the answer too, not those of the prompt alone.
         files: option that names a file or a folder -> where it lies in a data folder; the first that exists counts.
     """
 
     samples: int = 500
     seed: int = 42
     metric: ClassVar[str]
+    room_for_answer: ClassVar[bool] = True
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @abstractmethod

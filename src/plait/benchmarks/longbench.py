@@ -62,6 +62,7 @@ class LongBench(Benchmark):
     dataset: str | None = None
     length: int = 31_500
     prompts: str | None = None
+    room_for_answer: ClassVar[bool] = False
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"data": ("longbench",)}
     metric: ClassVar[str] = "score"
 

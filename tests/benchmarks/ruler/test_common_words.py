@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from evaluation.prompts.ruler.material import task, tokenizer
 
+from benchmarks.ruler.material import task, tokenizer
 from plait.benchmarks.ruler.words import all_words
 from plait.errors import DataError
 

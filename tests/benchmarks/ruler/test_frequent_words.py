@@ -7,8 +7,8 @@ import re
 from collections import Counter
 
 import pytest
-from evaluation.prompts.ruler.material import task, tokenizer
 
+from benchmarks.ruler.material import task, tokenizer
 from plait.benchmarks.base import Prompt
 
 FRAME = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from evaluation.prompts.ruler.material import NOISE, folder, task, tokenizer
 
+from benchmarks.ruler.material import NOISE, folder, task, tokenizer
 from plait.benchmarks.base import Prompt
 from plait.benchmarks.ruler import niah
 from plait.benchmarks.ruler.essays import sentences

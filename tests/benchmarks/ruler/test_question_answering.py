@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from evaluation.prompts.ruler.material import folder, paragraph, task, tokenizer
 
+from benchmarks.ruler.material import folder, paragraph, task, tokenizer
 from plait.benchmarks.ruler.questions import hotpotqa, squad
 from plait.errors import DataError, OptionError
 

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from evaluation.prompts.ruler.material import WITH_ESSAYS, task, tokenizer
+
+from benchmarks.ruler.material import WITH_ESSAYS, task, tokenizer
 
 SHARED = Path(os.environ.get("PLAIT_SHARED_DATA", Path(__file__).parents[5] / "shared" / "data"))
 ESSAYS, XQUAD = SHARED / "essays", SHARED / "xquad.en.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from evaluation.prompts.ruler.material import task, tokenizer
 
+from benchmarks.ruler.material import task, tokenizer
 from plait import catalog
 from plait.benchmarks.ruler import TASKS
 from plait.data.tokenizers import byte_tokenizer

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from evaluation.prompts.ruler.material import ESSAY, folder
 
+from benchmarks.ruler.material import ESSAY, folder
 from plait.benchmarks.ruler import essays, words
 from plait.benchmarks.ruler.essays import sentences
 from plait.benchmarks.ruler.words import words_of_file

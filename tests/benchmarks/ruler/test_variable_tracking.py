@@ -6,8 +6,8 @@ import re
 from itertools import pairwise
 
 import pytest
-from evaluation.prompts.ruler.material import NOISE, task, tokenizer
 
+from benchmarks.ruler.material import NOISE, task, tokenizer
 from plait.benchmarks.base import Prompt
 
 QUESTION = "Question: Find all variables that are assigned the value {0} in the text above."
