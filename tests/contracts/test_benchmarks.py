@@ -28,6 +28,11 @@ SAMPLES = 6
 LENGTHS = (600, 1300, 2700, 5500, 12_000)
 
 
+def loaded(name: str) -> type[Benchmark]:
+    kind: type[Benchmark] = catalog.get(name, "benchmark").load()
+    return kind
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with something small in each of the files that benchmarks name."""
@@ -35,8 +40,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source in ("essays", "squad.json", "hotpotqa.json"):
         (folder / source).symlink_to(ruler_folder() / source)
     pages = [{"text": f"{'A page. ' * 90}Weight: {n} kg\nName: N{n}\nWeight:", "value": f"{n} kg"} for n in range(9)]
-    for name in ("fda", "swde", "squad_completion"):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(page) + "\n" for page in pages))
+    named_files = {place for name in BENCHMARKS for places in loaded(name).files.values() for place in places}
+    for place in sorted(named_files):
+        if place.endswith(".jsonl"):
+            (folder / place).write_text("".join(json.dumps(page) + "\n" for page in pages))
     (folder / "longbench").mkdir()
     about = {"context": "Some context. " * 60, "all_classes": None, "length": 5}
     rows = [{**about, "input": f"Which is {n}?", "answers": [f"answer {n}"]} for n in range(9)]
@@ -126,7 +133,7 @@ CHECKS = [check_prompts_come_from_the_seed, check_lengths, check_scores, check_f
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_contract(name: str, check: Any, data: Path) -> None:
-    check(catalog.get(name, "benchmark").load(), data)
+    check(loaded(name), data)
 
 
 @pytest.fixture(scope="session")
@@ -135,9 +142,9 @@ def subject() -> Subject:
     return Subject.of(LlamaForCausalLM(LlamaConfig(vocab_size=TOKENIZER.vocab_size + 8, **sizes)).eval(), TOKENIZER)
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHMARKS if catalog.get(name, "benchmark").load().files])
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if loaded(name).files])
 def test_without_its_data_it_is_refused_by_name(name: str, data: Path, tmp_path: Path, subject: Subject) -> None:
-    option = next(iter(catalog.get(name, "benchmark").load().files))
+    option = next(iter(loaded(name).files))
     for folder in (None, tmp_path):
         with pytest.raises(PlaitError, match=rf"{name} needs its {option}.*--data-dir.*--option {option}=PATH"):
             named(name, subject, Wish(data_dir=folder))
@@ -145,7 +152,7 @@ def test_without_its_data_it_is_refused_by_name(name: str, data: Path, tmp_path:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_broken_file_is_refused(name: str, data: Path) -> None:
-    kind: type[Benchmark] = catalog.get(name, "benchmark").load()
+    kind = loaded(name)
     for option in kind.files:
         with pytest.raises(PlaitError, match="nowhere"):
             prompts(built(kind, data, **{option: "nowhere/at/all"}, **_length(kind)))
@@ -207,5 +214,5 @@ def test_a_planted_fault_is_seen(fault: str, check: Any, message: str, data: Pat
 
 def test_settings_name_the_benchmark_of_the_catalogue(data: Path) -> None:
     for name in BENCHMARKS:
-        benchmark = built(catalog.get(name, "benchmark").load(), data)
+        benchmark = built(loaded(name), data)
         assert BenchmarkMeasurement(name, benchmark).settings["benchmark"] == name
