@@ -99,7 +99,7 @@ class Method:
     @property
     def tags(self) -> list[str]:
         """The tags that hold, of those that are true or false."""
-        return [one.name for one in fields(self) if one.type == "bool" and getattr(self, one.name)]
+        return [tag.name for tag in fields(self) if tag.type == "bool" and getattr(self, tag.name)]
 
     def has(self, **tags: Any) -> bool:
         """Whether each of these tags has this value; ``...`` stands for any but none."""

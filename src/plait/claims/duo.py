@@ -88,7 +88,7 @@ class AFractionOfHeadsSuffices(Claim):
             drawn = [rng.permutation(shape[0] * shape[1]).reshape(shape) / (shape[0] * shape[1]) for _ in range(DRAWS)]
             ways: list[tuple[str, float, Any]] = [("none", 0.0, "streaming")]
             for share in SHARES:
-                ways += [("trained", share, gates[-1]), *(("random", share, one.tolist()) for one in drawn)]
+                ways += [("trained", share, gates[-1]), *(("random", share, draw.tolist()) for draw in drawn)]
             for chosen, share, heads in ways:
                 announce(f"seed {seed}: {_percent(share)} full heads, {chosen}")
                 options = {"heads": heads, "sparsity": 1 - share, **DEPLOYED}
@@ -128,9 +128,9 @@ class AFractionOfHeadsSuffices(Claim):
             Line(name, [none, *(interval(_kept(data, chosen, share), "seeds", (0.0, np.inf)) for share in SHARES)])
             for name, chosen in (("trained gates", "trained"), ("by chance", "random"))
         ]
-        one = Interval(mean=1.0, low=1.0, high=1.0, n=1, over="none")
+        full = Interval(mean=1.0, low=1.0, high=1.0, n=1, over="none")
         categories = [_percent(share) for share in (0.0, *SHARES)]
-        lines.append(Line("full attention", [one] * len(categories), baseline=True))
+        lines.append(Line("full attention", [full] * len(categories), baseline=True))
         label = "Share of full attention's recall against the share of full kv heads, chosen by gates and by chance"
         return LinesFigure("Share of full attention's recall", categories, "full kv heads", lines, label, (0.0, 1.1))
 
@@ -160,8 +160,8 @@ def _kept(data: dict[str, Any], chosen: str, share: float) -> list[float]:
     return [_mean(row) / full[row["seed"]] for row in rows]
 
 
-def _span(one: Interval) -> str:
-    return f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})"
+def _span(interval: Interval) -> str:
+    return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
 def _percent(share: float) -> str:

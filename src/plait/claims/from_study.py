@@ -56,17 +56,19 @@ class ClaimFromStudy(Claim):
             )
         summary = summarise(store.folder)
         kept = [
-            one.model_copy(
+            configuration.model_copy(
                 update={
-                    "metrics": {name: one.metrics[name] for name in self.metrics if name in one.metrics},
+                    "metrics": {
+                        name: configuration.metrics[name] for name in self.metrics if name in configuration.metrics
+                    },
                     "parameters": {},
                     "cache_bytes": {},
                 }
             )
-            for one in summary.configurations
+            for configuration in summary.configurations
         ]
         data = {
-            "configurations": [one.model_dump(mode="json") for one in kept],
+            "configurations": [configuration.model_dump(mode="json") for configuration in kept],
             "guards": [guard.model_dump(mode="json") for guard in summary.guards],
         }
         seeds = sorted({trial.seed for trial in found})
@@ -74,11 +76,11 @@ class ClaimFromStudy(Claim):
         return Measurement(data, summary.seconds, seeds, where)
 
     def decide(self, data: dict[str, Any]) -> Outcome:
-        return self.judge(self.configurations(data), [Guard.model_validate(one) for one in data["guards"]])
+        return self.judge(self.configurations(data), [Guard.model_validate(guard) for guard in data["guards"]])
 
     def configurations(self, data: dict[str, Any]) -> list[Configuration]:
         """The configurations that evidence holds."""
-        return [Configuration.model_validate(one) for one in data["configurations"]]
+        return [Configuration.model_validate(configuration) for configuration in data["configurations"]]
 
 
 def check_claims(names: Sequence[str]) -> None:
@@ -125,7 +127,7 @@ def _judgement(name: str, summary: StudySummary) -> Judgement:
 def _claim(name: str) -> ClaimFromStudy:
     kind = catalog.get(name, "claim").load()
     if not issubclass(kind, ClaimFromStudy):
-        able = [one.name for one in catalog.methods("claim") if issubclass(one.load(), ClaimFromStudy)]
+        able = [method.name for method in catalog.methods("claim") if issubclass(method.load(), ClaimFromStudy)]
         raise OptionError(
             f"Claim {name!r} has an experiment of its own, 'plait claim run {name}', and cannot be decided on a study; "
             f"a study file can name {', '.join(able)}."

@@ -126,5 +126,5 @@ def _recall_scores(after: dict[str, Any]) -> dict[str, float]:
     return scores
 
 
-def _span(one: Interval) -> str:
-    return f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})"
+def _span(interval: Interval) -> str:
+    return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"

@@ -66,7 +66,11 @@ class _Table:
     def measured(self, metric: str) -> dict[str, dict[str, Interval]]:
         """mixer -> ratio -> interval, for the configurations that have the metric."""
         table = {
-            mixer: {ratio: one.metrics[metric] for ratio, one in ratios.items() if metric in one.metrics}
+            mixer: {
+                ratio: configuration.metrics[metric]
+                for ratio, configuration in ratios.items()
+                if metric in configuration.metrics
+            }
             for mixer, ratios in self.mixers.items()
         }
         return {mixer: ratios for mixer, ratios in table.items() if ratios}
@@ -91,7 +95,7 @@ class _HybridStudy(ClaimFromStudy):
     def judge(self, configurations: Sequence[Configuration], guards: Sequence[Guard]) -> Outcome:
         table = _Table.of(configurations)
         verdict, seen = self.compare(table)
-        intervals = [one for ratios in table.measured(self.metric).values() for one in ratios.values()]
+        intervals = [interval for ratios in table.measured(self.metric).values() for interval in ratios.values()]
         if any(interval.over == "samples" for interval in intervals):
             seen += " One seed: the intervals are over samples and leave out the spread between seeds."
         void = next((guard.message for guard in guards if guard.metric == "recall" and not guard.learnt), None)
@@ -101,11 +105,15 @@ class _HybridStudy(ClaimFromStudy):
 
     def figure(self, data: dict[str, Any]) -> LinesFigure:
         """The metric that decides, against the ratio, a line for each mixer."""
-        configurations = [one for one in self.configurations(data) if self.metric in one.metrics]
+        configurations = [
+            configuration for configuration in self.configurations(data) if self.metric in configuration.metrics
+        ]
         ratios = ordered_ratios(configurations)
         lines = []
-        for mixer, style in mixer_styles(one.mixer for one in configurations).items():
-            found = {one.ratio: one for one in configurations if one.mixer == mixer}
+        for mixer, style in mixer_styles(configuration.mixer for configuration in configurations).items():
+            found = {
+                configuration.ratio: configuration for configuration in configurations if configuration.mixer == mixer
+            }
             values = [found[ratio].metrics[self.metric] if ratio in found else None for ratio in ratios]
             lines.append(Line(style.label, values, baseline=is_transformer(next(iter(found.values())))))
         title, bounds = {
@@ -163,7 +171,7 @@ class BestPureIsNotBestHybrid(_HybridStudy):
             swapped = below(pure[first], pure[second]) and below(hybrid_loss, hybrid[first][0])
             return ("holds" if swapped else "inconclusive"), seen
         others = [mixer for mixer in common if mixer != first]
-        ahead = all(below(pure[first], pure[one]) and below(hybrid_loss, hybrid[one][0]) for one in others)
+        ahead = all(below(pure[first], pure[mixer]) and below(hybrid_loss, hybrid[mixer][0]) for mixer in others)
         return ("does not hold" if ahead else "inconclusive"), seen
 
 

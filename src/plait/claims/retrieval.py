@@ -73,9 +73,9 @@ class RetrievalHeadsAreSparse(_RetrievalHeads):
     )
 
     def decide(self, data: dict[str, Any]) -> Outcome:
-        flat = [torch.tensor(one).flatten() for one in data["scores"]]
-        strong = [int((one >= STRONG).sum()) for one in flat]
-        low = [int((one < ANY).sum()) for one in flat]
+        flat = [torch.tensor(scores).flatten() for scores in data["scores"]]
+        strong = [int((scores >= STRONG).sum()) for scores in flat]
+        low = [int((scores < ANY).sum()) for scores in flat]
         most, half = len(flat[0]) // 8, len(flat[0]) / 2
         seen = (
             f"Of {len(flat[0])} heads, {_list(strong)} score 0.5 or more, {_list(low)} below 0.1 (one number a seed)."
@@ -155,5 +155,5 @@ def _list(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _span(one: Interval) -> str:
-    return f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})"
+def _span(interval: Interval) -> str:
+    return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"

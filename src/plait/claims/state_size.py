@@ -46,10 +46,10 @@ class RecallGrowsWithTheState(ClaimFromStudy):
 
     def judge(self, configurations: Sequence[Configuration], guards: Sequence[Guard]) -> Outcome:
         sizes = _by_width(configurations)
-        recalls = [one.metrics["recall"] for one in sizes]
+        recalls = [configuration.metrics["recall"] for configuration in sizes]
         seen = "Recall: " + ", ".join(
-            f"{_channels(one)} channels {recall.mean:.3f} ({recall.low:.3f} to {recall.high:.3f})"
-            for one, recall in zip(sizes, recalls, strict=True)
+            f"{_channels(configuration)} channels {recall.mean:.3f} ({recall.low:.3f} to {recall.high:.3f})"
+            for configuration, recall in zip(sizes, recalls, strict=True)
         )
         void = next((guard.message for guard in guards if not guard.learnt), None)
         if void or len(recalls) < 2:
@@ -62,10 +62,12 @@ class RecallGrowsWithTheState(ClaimFromStudy):
     def figure(self, data: dict[str, Any]) -> LinesFigure:
         configurations = self.configurations(data)
         sizes = _by_width(configurations)
-        categories = [str(_channels(one)) for one in sizes]
-        full = next(one for one in configurations if one.ratio == "full").metrics["recall"]
+        categories = [str(_channels(configuration)) for configuration in sizes]
+        full = next(configuration for configuration in configurations if configuration.ratio == "full").metrics[
+            "recall"
+        ]
         lines = [
-            Line("Gated Linear Attention", [one.metrics["recall"] for one in sizes]),
+            Line("Gated Linear Attention", [configuration.metrics["recall"] for configuration in sizes]),
             Line("Transformer", [full] * len(sizes), joined=True, baseline=True),
         ]
         label = "Recall against the key channels of the state, and the transformer's"
@@ -75,7 +77,10 @@ class RecallGrowsWithTheState(ClaimFromStudy):
 
 
 def _by_width(configurations: Sequence[Configuration]) -> list[Configuration]:
-    return sorted((one for one in configurations if WIDTHS in one.fields), key=lambda one: one.fields[WIDTHS])
+    return sorted(
+        (configuration for configuration in configurations if WIDTHS in configuration.fields),
+        key=lambda configuration: configuration.fields[WIDTHS],
+    )
 
 
 def _channels(configuration: Configuration) -> int:

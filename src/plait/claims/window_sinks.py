@@ -118,5 +118,5 @@ def late_loss(model: Any, ids: Tensor) -> float:
     return float(losses[:, CACHE:].double().mean())
 
 
-def _span(one: Interval) -> str:
-    return f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})"
+def _span(interval: Interval) -> str:
+    return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"

@@ -47,16 +47,16 @@ def check_all(app: typer.Typer) -> None:
     Args:
         app: commands, registered.
     """
-    for one in app.registered_commands:
-        if one.callback is not None and not hasattr(one.callback, "__wrapped__"):
-            one.callback = checked(one.callback)
+    for command in app.registered_commands:
+        if command.callback is not None and not hasattr(command.callback, "__wrapped__"):
+            command.callback = checked(command.callback)
 
 
 def _check_text(key: str, value: Any) -> None:
-    for one in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(one, float) and not math.isfinite(one):
-            raise OptionError(f"--{key.replace('_', '-')} {one} must be a finite number.")
-        text = str(one) if isinstance(one, Path) else one
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(item, float) and not math.isfinite(item):
+            raise OptionError(f"--{key.replace('_', '-')} {item} must be a finite number.")
+        text = str(item) if isinstance(item, Path) else item
         if not isinstance(text, str):
             continue
         try:

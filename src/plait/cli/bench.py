@@ -104,25 +104,25 @@ def decode(
     head = _heading(device)
     found = time_decoding(heads, width, lengths, steps, device, repeats, _announce)
     if as_json:
-        print_json({**head, "decoding": [asdict(one) for one in found]})
+        print_json({**head, "decoding": [asdict(row) for row in found]})
         return
     _print_heading(head)
     say("ratio: the peer's time over plait's (median, and quartiles of the repeats); above 1, plait is faster\n")
     header = ["operation", "shape", "backend", "plait us/token", "peer", "peer us/token", "ratio", "spread"]
     rows = [
-        [one.operation, one.shape, one.backend, f"{one.microseconds:.1f}", name, f"{peer.microseconds:.1f}"]
+        [row.operation, row.shape, row.backend, f"{row.microseconds:.1f}", name, f"{peer.microseconds:.1f}"]
         + _ratio_cells(peer.ratio.median, peer.ratio.low, peer.ratio.high)
-        for one in found
-        for name, peer in one.peers.items()
+        for row in found
+        for name, peer in row.peers.items()
     ]
     print_table(header, rows, right=(3, 5, 6))
     say("\nus/token of plait by length of the context; flatness: the slowest over the fastest")
     say("grown: memory that those further tokens added\n")
     header = ["operation", *(f"{length}" for length in lengths), "flatness", "state", "grown", "tokens"]
     rows = [
-        [one.operation, *(f"{time:.1f}" for time in one.contexts.values()), f"{one.flatness:.2f}"]
-        + [size(one.state_bytes), size(one.grown_bytes), str(one.steps)]
-        for one in found
+        [row.operation, *(f"{time:.1f}" for time in row.contexts.values()), f"{row.flatness:.2f}"]
+        + [size(row.state_bytes), size(row.grown_bytes), str(row.steps)]
+        for row in found
     ]
     print_table(header, rows, right=range(1, len(header)))
 

@@ -27,16 +27,16 @@ def command(
     say(f"A  {Path(first)}\nB  {Path(second)}\n")
     rows = [
         [
-            one.name,
-            str(one.samples),
-            f"{one.first:.3f}",
-            f"{one.second:.3f}",
-            f"{one.difference:+.3f}",
-            f"{one.low:+.3f} to {one.high:+.3f}",
-            f"{one.p:.3g}",
-            one.test,
+            comparison.name,
+            str(comparison.samples),
+            f"{comparison.first:.3f}",
+            f"{comparison.second:.3f}",
+            f"{comparison.difference:+.3f}",
+            f"{comparison.low:+.3f} to {comparison.high:+.3f}",
+            f"{comparison.p:.3g}",
+            comparison.test,
         ]
-        for one in compared.comparisons
+        for comparison in compared.comparisons
     ]
     header = ["measured", "samples", "A", "B", "B - A", "95 % interval", "p", "test"]
     print_table(header, rows, right=(1, 2, 3, 4, 6))

@@ -28,7 +28,7 @@ def command(
     for member, results in scores.items():
         say(f"\n{folder / member}")
         rows = [
-            [one["name"], one["metric"], f"{one['score']:.3f}", f"{one['low']:.3f} to {one['high']:.3f}"]
-            for one in results
+            [score["name"], score["metric"], f"{score['score']:.3f}", f"{score['low']:.3f} to {score['high']:.3f}"]
+            for score in results
         ]
         print_table(["measured", "metric", "score", "95 % interval"], rows, right=(2,))

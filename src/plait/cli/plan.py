@@ -86,17 +86,28 @@ def _show(plan: Plan, everything: bool) -> None:
         f"{load.batch} x {load.context:,} tokens in bf16 on {device.name}: {size(device.memory)}, "
         f"{quantity(device.bandwidth, 'B/s')}, {quantity(device.peak, 'FLOP/s')} ({device.source}).\n"
     )
-    best = {one.key for one in choice.front}
+    best = {candidate.key for candidate in choice.front}
     shown = choice.fits if everything else choice.front
     header = ["plan", "full", "weights", "grows", "bounded", "constant", "working", "memory", "tokens/s", "recall"]
     header += ["front"] if everything else []
-    rows = [_row(one) + (["yes" if one.key in best else ""] if everything else []) for one in shown]
+    rows = [_row(candidate) + (["yes" if candidate.key in best else ""] if everything else []) for candidate in shown]
     if rows:
         print_table(header, rows, right=range(1, 10))
     say("\n" + "\n".join(plan.sentences(everything)))
 
 
-def _row(one: Candidate) -> list[str]:
-    parts = (one.weight_bytes, one.cache_bytes, one.window_bytes, one.state_bytes, one.working_bytes, one.memory)
-    row = [one.key, str(one.n_full), *(size(part) if part else "-" for part in parts)]
-    return [*row, f"{one.tokens_per_second:,.0f}", "unknown" if one.recall is None else f"{one.recall.value:.3f}"]
+def _row(candidate: Candidate) -> list[str]:
+    parts = (
+        candidate.weight_bytes,
+        candidate.cache_bytes,
+        candidate.window_bytes,
+        candidate.state_bytes,
+        candidate.working_bytes,
+        candidate.memory,
+    )
+    row = [candidate.key, str(candidate.n_full), *(size(part) if part else "-" for part in parts)]
+    return [
+        *row,
+        f"{candidate.tokens_per_second:,.0f}",
+        "unknown" if candidate.recall is None else f"{candidate.recall.value:.3f}",
+    ]

@@ -254,11 +254,14 @@ def _print_configurations(summary: StudySummary) -> None:
     header = ["configuration", *map(labels.short_name, metrics), f"cache at {context:,}"]
     rows = [
         [
-            one.key,
-            *(labels.number(m, one.metrics[m].mean) if m in one.metrics else labels.MISSING for m in metrics),
-            size(one.cache_bytes[context]),
+            configuration.key,
+            *(
+                labels.number(m, configuration.metrics[m].mean) if m in configuration.metrics else labels.MISSING
+                for m in metrics
+            ),
+            size(configuration.cache_bytes[context]),
         ]
-        for one in summary.configurations
+        for configuration in summary.configurations
     ]
     print_table(header, rows, right=range(1, len(header)))
     say()

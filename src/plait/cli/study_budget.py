@@ -33,11 +33,17 @@ def show(study: StudyFile, budgets: list[Budget], machine: Machine) -> None:
     header = ["configuration", "track", "seeds", "layers", "parameters", "tokens", "FLOPs", "memory"]
     header += ["devices", "time"] + ([] if machine.price is None else ["price"])
     rows = []
-    for one in budgets:
-        row = [one.key, one.track, str(one.trials), f"{one.n_linear}+{one.n_full}", quantity(one.parameters)]
-        row += [quantity(one.tokens), quantity(one.flops), size(one.memory.total)]
-        row += ["none" if one.devices is None else str(one.devices), duration(one.device_hours)]
-        row += [] if one.price is None else [f"{one.price:,.2f}"]
+    for budget in budgets:
+        row = [
+            budget.key,
+            budget.track,
+            str(budget.trials),
+            f"{budget.n_linear}+{budget.n_full}",
+            quantity(budget.parameters),
+        ]
+        row += [quantity(budget.tokens), quantity(budget.flops), size(budget.memory.total)]
+        row += ["none" if budget.devices is None else str(budget.devices), duration(budget.device_hours)]
+        row += [] if budget.price is None else [f"{budget.price:,.2f}"]
         rows.append(row)
     print_table(header, rows, right=range(2, len(header)))
     total, device = totals(budgets), machine.device
@@ -46,7 +52,7 @@ def show(study: StudyFile, budgets: list[Budget], machine: Machine) -> None:
         basis = f"at {quantity(device.peak, 'FLOP/s')}"
     else:
         basis = f"at {machine.utilisation:.0%} of {quantity(device.peak, 'FLOP/s')}"
-    shares = [one.mixing_flops / one.flops for one in budgets]
+    shares = [budget.mixing_flops / budget.flops for budget in budgets]
     say(
         f"\n{total['trials']} trials, {quantity(total['tokens'])} tokens, {quantity(total['flops'], 'FLOP')}: "
         f"{duration(total['device_hours'])} on {device.name} {basis}{price}.\n"
@@ -56,7 +62,8 @@ def show(study: StudyFile, budgets: list[Budget], machine: Machine) -> None:
         f"Memory: peak of a training step on one device, of {device.memory / 1e9:.4g} GB. Devices: the fewest (1, 2, "
         "4, ...) on which it fits when they share weights, gradients, AdamW's moments and the sequences of the batch.\n"
         f"Time: of one trial on one device. Cache of one sequence at {max(study.contexts):,} tokens: "
-        f"{size(min(one.cache_bytes for one in budgets))} to {size(max(one.cache_bytes for one in budgets))}."
+        f"{size(min(budget.cache_bytes for budget in budgets))} to "
+        f"{size(max(budget.cache_bytes for budget in budgets))}."
     )
 
 

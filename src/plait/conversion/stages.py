@@ -148,7 +148,7 @@ class Pipeline:
             self.announce(f"select: layers {joined(self.kept)} of {count} stay attention")
             return {}
         sweep = self._sweep(folder)
-        scores = importance([one["recall"] for one in sweep], [one["language"] for one in sweep])
+        scores = importance([row["recall"] for row in sweep], [row["language"] for row in sweep])
         self.kept = most_important(scores, len(self.selection.choose(count, 0)))
         table = ", ".join(f"{score:.3g}" for score in scores)
         self.announce(f"select: layers {joined(self.kept)} of {count} stay attention; importance {table}")

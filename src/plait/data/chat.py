@@ -36,7 +36,7 @@ class ChatTemplate:
             DataError: the template refuses them, for instance a role that it does not know.
         """
         with foreign(f"{where}: the chat template of the tokenizer cannot write these messages"):
-            return ChatText(self.tokenizer.apply_chat_template([dict(one) for one in messages], tokenize=False))
+            return ChatText(self.tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False))
 
     @property
     def fingerprint(self) -> str:

@@ -31,7 +31,7 @@ def open_tokenizer(name: str | os.PathLike, trust_remote_code: bool | None = Non
     folder = Path(name)
     if not folder.is_dir():
         check_name(str(name), "tokenizer", DataError)
-    for file in (folder / one for one in _JSON):
+    for file in (folder / name for name in _JSON):
         if os.path.lexists(file):
             check_json_object(file, DataError)
     model = folder / "tokenizer.model"

@@ -27,10 +27,10 @@ class Choice:
 
     def record(self) -> dict[str, Any]:
         """For JSON: every plan that fits, whether it stands on the front, and what was dropped."""
-        best = {one.key for one in self.front}
+        best = {candidate.key for candidate in self.front}
         return {
-            "plans": [{**one.record(), "front": one.key in best} for one in self.fits],
-            "dropped": {"too_large": [one.record() for one in self.too_large], "refused": self.refused},
+            "plans": [{**candidate.record(), "front": candidate.key in best} for candidate in self.fits],
+            "dropped": {"too_large": [candidate.record() for candidate in self.too_large], "refused": self.refused},
         }
 
 
@@ -40,16 +40,21 @@ def choose(found: Sequence[Candidate], memory: int, refused: dict[str, int] | No
     A plan beats another if it is at least as good in memory, tokens/s and recall and better in one of them. A plan of
     unknown recall beats only plans of unknown recall, and is beaten only by these: nothing is assumed of it.
     """
-    fits = sorted((one for one in found if one.memory <= memory), key=lambda one: (one.memory, one.key))
-    too_large = sorted((one for one in found if one.memory > memory), key=lambda one: one.memory)
-    front = [one for one in fits if not any(_beats(other, one) for other in fits)]
+    fits = sorted(
+        (candidate for candidate in found if candidate.memory <= memory),
+        key=lambda candidate: (candidate.memory, candidate.key),
+    )
+    too_large = sorted(
+        (candidate for candidate in found if candidate.memory > memory), key=lambda candidate: candidate.memory
+    )
+    front = [candidate for candidate in fits if not any(_beats(other, candidate) for other in fits)]
     return Choice(fits, front, too_large, dict(refused or {}))
 
 
-def _beats(one: Candidate, other: Candidate) -> bool:
-    if (one.recall is None) != (other.recall is None):
+def _beats(candidate: Candidate, other: Candidate) -> bool:
+    if (candidate.recall is None) != (other.recall is None):
         return False
-    gains = [other.memory - one.memory, one.tokens_per_second - other.tokens_per_second]
-    if one.recall is not None and other.recall is not None:
-        gains.append(one.recall.value - other.recall.value)
+    gains = [other.memory - candidate.memory, candidate.tokens_per_second - other.tokens_per_second]
+    if candidate.recall is not None and other.recall is not None:
+        gains.append(candidate.recall.value - other.recall.value)
     return all(gain >= 0 for gain in gains) and any(gain > 0 for gain in gains)

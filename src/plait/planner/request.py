@@ -52,12 +52,12 @@ class Plan:
                 f"{_gib(memory)}: they need {_gib(least)} to {_gib(most)}."
             )
         for reason, count in choice.refused.items():
-            one = "1 combination cannot be built" if count == 1 else f"{count} combinations cannot be built"
-            said.append(f"{one}: {reason}")
+            candidate = "1 combination cannot be built" if count == 1 else f"{count} combinations cannot be built"
+            said.append(f"{candidate}: {reason}")
         hidden = len(choice.fits) - len(choice.front)
         if hidden and not everything:
             said.append(f"{hidden} plans that fit are not shown because another plan beats them; --all shows them.")
-        unknown = sum(one.recall is None for one in choice.fits)
+        unknown = sum(candidate.recall is None for candidate in choice.fits)
         if unknown:
             said.append(
                 f"The recall of {unknown} plans that fit is unknown; they are compared only with each other, by memory "

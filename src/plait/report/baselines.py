@@ -28,9 +28,16 @@ def standings(summary: StudySummary, text: TextBaselines) -> list[Standing]:
     rows = [Standing("gzip", text.gzip, False), Standing("xz", text.xz, False)]
     if text.ngram is not None:
         rows.append(Standing(ngram_name(text), text.ngram, False))
-    measured = [one for one in summary.configurations if one.key in text.keys and "bits_per_byte" in one.metrics]
-    ranked = sorted(measured, key=lambda one: one.metrics["bits_per_byte"].mean)
-    rows += [Standing(one.key, one.metrics["bits_per_byte"].mean, True) for one in ranked[:1] + ranked[1:][-1:]]
+    measured = [
+        configuration
+        for configuration in summary.configurations
+        if configuration.key in text.keys and "bits_per_byte" in configuration.metrics
+    ]
+    ranked = sorted(measured, key=lambda configuration: configuration.metrics["bits_per_byte"].mean)
+    rows += [
+        Standing(configuration.key, configuration.metrics["bits_per_byte"].mean, True)
+        for configuration in ranked[:1] + ranked[1:][-1:]
+    ]
     return sorted(rows, key=lambda row: row.bits)
 
 

@@ -64,7 +64,7 @@ class Chart:
 
 def mixer_legend(shown: list[Configuration], styles: dict[str, Style], symbol: bool = True) -> list[Legend]:
     """Entries that show or hide mixers, with their markers, or with lines where a chart has no markers."""
-    present = {one.mixer for one in shown}
+    present = {configuration.mixer for configuration in shown}
     return [
         Legend("mixer", mixer, style.label, style.colour, style.symbol if symbol else "")
         for mixer, style in styles.items()
@@ -138,18 +138,20 @@ def error_bars(values: list[Interval], colour: str) -> dict[str, Any]:
     }
 
 
-def hover(one: Configuration, metrics: list[str], context: int | None = None) -> str:
+def hover(configuration: Configuration, metrics: list[str], context: int | None = None) -> str:
     """What a point says when touched: configuration, layers, metrics with intervals, cache, parameters."""
-    lines = [f"<b>{escape(one.key)}</b>", escape(labels.layers(one))]
+    lines = [f"<b>{escape(configuration.key)}</b>", escape(labels.layers(configuration))]
     for metric in metrics:
-        value = one.metrics.get(metric)
+        value = configuration.metrics.get(metric)
         if value is not None and labels.finite(value):
             name, unit = labels.metric_name(metric)
             spread = ", ".join(part for part in (labels.span(metric, value), labels.basis(metric, value)) if part)
             lines.append(escape(f"{name}: {labels.number(metric, value.mean)} {unit} ({spread})"))
-    if context is not None and context in one.cache_bytes:
-        lines.append(f"Cache at {labels.integer(context)} tokens: {labels.byte_size(one.cache_bytes[context])}")
-    counts = dict.fromkeys(one.parameters.values())
+    if context is not None and context in configuration.cache_bytes:
+        lines.append(
+            f"Cache at {labels.integer(context)} tokens: {labels.byte_size(configuration.cache_bytes[context])}"
+        )
+    counts = dict.fromkeys(configuration.parameters.values())
     if counts:
         lines.append(f"Parameters: {' / '.join(map(labels.count, counts))}")
     return "<br>".join(lines)

@@ -33,16 +33,16 @@ def ratio_chart(summary: StudySummary, styles: dict[str, Style], metric: str, na
     if not shown:
         return None
     ratios = labels.ordered_ratios(shown)
-    series = sorted(group(shown), key=lambda one: list(styles).index(one.mixer))
-    lines = [one for one in series if not is_transformer(one.members[0])]
+    series = sorted(group(shown), key=lambda line: list(styles).index(line.mixer))
+    lines = [line for line in series if not is_transformer(line.members[0])]
     dashes = _variant_dashes(lines)
     data: list[dict[str, Any]] = []
     for transformer in filter(is_transformer, shown):
         data += _band(transformer, metric, len(ratios), styles)
-    for index, one in enumerate(lines):
+    for index, line in enumerate(lines):
         shift = 0.0 if len(lines) == 1 else 0.3 * (index / (len(lines) - 1) - 0.5)
-        data.append(_ratio_line(one, metric, ratios, shift, styles, dashes[one.variant]))
-    data += [_ratio_line(one, metric, ratios, 0.0, styles, "solid") for one in series if one not in lines]
+        data.append(_ratio_line(line, metric, ratios, shift, styles, dashes[line.variant]))
+    data += [_ratio_line(line, metric, ratios, 0.0, styles, "solid") for line in series if line not in lines]
     layout = base_layout("linear layers per full layer (full / all)", metric)
     layout["xaxis"] |= {
         "tickvals": list(range(len(ratios))),
@@ -53,8 +53,15 @@ def ratio_chart(summary: StudySummary, styles: dict[str, Style], metric: str, na
     del layout["xaxis"]["gridcolor"]
     unit = labels.metric_name(metric)[1]
     better = words.get("better", "")
-    notes = [labels.interval_note((metric, one.metrics[metric]) for one in shown)]
-    chance = next((one.metrics[metric].chance for one in shown if one.metrics[metric].chance is not None), None)
+    notes = [labels.interval_note((metric, configuration.metrics[metric]) for configuration in shown)]
+    chance = next(
+        (
+            configuration.metrics[metric].chance
+            for configuration in shown
+            if configuration.metrics[metric].chance is not None
+        ),
+        None,
+    )
     if chance is not None:
         notes.append(f"A guess would reach {chance:.3f}.")
     if any(map(is_transformer, shown)):
@@ -93,7 +100,7 @@ def loss_charts(summary: StudySummary, styles: dict[str, Style]) -> list[Chart]:
         return []
     ends = {}
     for metric in complete:
-        values = [one.metrics[metric] for one in with_metric(summary.configurations, metric)]
+        values = [configuration.metrics[metric] for configuration in with_metric(summary.configurations, metric)]
         ends[metric] = min(value.low for value in values), max(value.high for value in values)
     reach = 0.56 * max(high - low for low, high in ends.values()) or 0.1
     for metric, chart in complete.items():
@@ -106,12 +113,19 @@ def pareto_chart(summary: StudySummary, styles: dict[str, Style], context: int |
     """Recall against the cache bytes of one sequence, with the configurations that no other beats."""
     if context is None:
         return None
-    shown = [one for one in with_metric(summary.configurations, "recall") if one.cache_bytes.get(context, 0) > 0]
+    shown = [
+        configuration
+        for configuration in with_metric(summary.configurations, "recall")
+        if configuration.cache_bytes.get(context, 0) > 0
+    ]
     if not shown:
         return None
-    sizes = [one.cache_bytes[context] for one in shown]
-    front = sorted((one for one in shown if one.key in summary.pareto), key=lambda one: one.cache_bytes[context])
-    best = {one.key for one in front}
+    sizes = [configuration.cache_bytes[context] for configuration in shown]
+    front = sorted(
+        (configuration for configuration in shown if configuration.key in summary.pareto),
+        key=lambda configuration: configuration.cache_bytes[context],
+    )
+    best = {configuration.key for configuration in front}
     named = _named(front, context, math.log2(max(sizes) / min(sizes)))
     data: list[dict[str, Any]] = []
     if front:
@@ -120,47 +134,50 @@ def pareto_chart(summary: StudySummary, styles: dict[str, Style], context: int |
                 "type": "scatter",
                 "mode": "lines",
                 "line": {"color": "muted", "width": 1.5, "shape": "hv"},
-                "x": [one.cache_bytes[context] for one in front],
-                "y": [one.metrics["recall"].mean for one in front],
+                "x": [configuration.cache_bytes[context] for configuration in front],
+                "y": [configuration.metrics["recall"].mean for configuration in front],
                 "hoverinfo": "skip",
                 "meta": {"role": "front"},
             }
         )
     for mixer, style in styles.items():
-        own = [one for one in shown if one.mixer == mixer]
+        own = [configuration for configuration in shown if configuration.mixer == mixer]
         if not own:
             continue
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers+text",
-                "x": [one.cache_bytes[context] for one in own],
-                "y": [one.metrics["recall"].mean for one in own],
-                "error_y": error_bars([one.metrics["recall"] for one in own], style.colour),
+                "x": [configuration.cache_bytes[context] for configuration in own],
+                "y": [configuration.metrics["recall"].mean for configuration in own],
+                "error_y": error_bars([configuration.metrics["recall"] for configuration in own], style.colour),
                 "marker": {
                     "color": style.colour,
                     "symbol": style.symbol,
-                    "size": [12 if one.key in best else 8 for one in own],
+                    "size": [12 if configuration.key in best else 8 for configuration in own],
                     "opacity": 1,
                     "line": {"color": "paper", "width": 1},
                 },
-                "text": [escape(one.ratio) if one.key in named else "" for one in own],
+                "text": [escape(configuration.ratio) if configuration.key in named else "" for configuration in own],
                 "textposition": "top left",
                 "textfont": {"color": "ink", "size": 12},
                 "cliponaxis": False,
-                "customdata": [hover(one, [*answer_metrics(summary), "loss"], context) for one in own],
+                "customdata": [
+                    hover(configuration, [*answer_metrics(summary), "loss"], context) for configuration in own
+                ],
                 "hovertemplate": "%{customdata}<extra></extra>",
                 "meta": {"mixer": mixer},
             }
         )
     layout = base_layout(f"cache of one sequence at {labels.integer(context)} tokens (log)", "recall")
     layout["xaxis"] |= byte_axis(min(sizes), max(sizes))
-    note = labels.interval_note(("recall", one.metrics["recall"]) for one in shown)
+    note = labels.interval_note(("recall", configuration.metrics["recall"]) for configuration in shown)
     if front:
         note = f"The line joins the Pareto front: no other configuration recalls as much with a smaller cache. {note}"
     points = "; ".join(
-        f"{one.key} {labels.byte_size(one.cache_bytes[context])} {labels.number('recall', one.metrics['recall'].mean)}"
-        for one in front
+        f"{configuration.key} {labels.byte_size(configuration.cache_bytes[context])} "
+        f"{labels.number('recall', configuration.metrics['recall'].mean)}"
+        for configuration in front
     )
     return Chart(
         name="pareto",
@@ -176,15 +193,18 @@ def pareto_chart(summary: StudySummary, styles: dict[str, Style], context: int |
 def curve_chart(summary: StudySummary, styles: dict[str, Style], track: str) -> Chart | None:
     """Training loss against the step on one track, one line per configuration, the mean over its seeds."""
     curves = [curve for curve in summary.curves if curve.track == track and curve.points]
-    known = {one.key: one for one in summary.configurations}
+    known = {configuration.key: configuration for configuration in summary.configurations}
     shown = [known[key] for key in dict.fromkeys(curve.key for curve in curves) if key in known]
     if not shown:
         return None
     ratios = labels.ordered_ratios(shown)
     dashes = ratio_dashes(ratios)
     data: list[dict[str, Any]] = []
-    for one in sorted(shown, key=lambda one: (list(styles).index(one.mixer), labels.ratio_order(one.ratio))):
-        own = [curve for curve in curves if curve.key == one.key]
+    for configuration in sorted(
+        shown,
+        key=lambda configuration: (list(styles).index(configuration.mixer), labels.ratio_order(configuration.ratio)),
+    ):
+        own = [curve for curve in curves if curve.key == configuration.key]
         points = _thinned(_mean_curve(own))
         if not points:
             continue
@@ -195,10 +215,14 @@ def curve_chart(summary: StudySummary, styles: dict[str, Style], track: str) -> 
                 "mode": "lines",
                 "x": [step for step, _ in points],
                 "y": [loss for _, loss in points],
-                "line": {"color": styles[one.mixer].colour, "width": 1.6, "dash": dashes[one.ratio]},
-                "text": f"<b>{escape(one.key)}</b> ({seeds})",
+                "line": {
+                    "color": styles[configuration.mixer].colour,
+                    "width": 1.6,
+                    "dash": dashes[configuration.ratio],
+                },
+                "text": f"<b>{escape(configuration.key)}</b> ({seeds})",
                 "hovertemplate": "%{text}<br>step %{x:,}: %{y:.3f}<extra></extra>",
-                "meta": {"mixer": one.mixer, "ratio": one.ratio},
+                "meta": {"mixer": configuration.mixer, "ratio": configuration.ratio},
             }
         )
     if not data:
@@ -227,14 +251,18 @@ def decode_chart(summary: StudySummary, styles: dict[str, Style]) -> Chart | Non
         metric = f"decode@{contexts[0]}"
         words = f"one sequence, {labels.integer(contexts[0])} tokens of context, higher is better"
         return ratio_chart(summary, styles, metric, "decode", better=words)
-    shown = [one for one in summary.configurations if any(finite_decode(one, context) for context in contexts)]
+    shown = [
+        configuration
+        for configuration in summary.configurations
+        if any(finite_decode(configuration, context) for context in contexts)
+    ]
     ratios = labels.ordered_ratios(shown)
     dashes = ratio_dashes(ratios)
     data: list[dict[str, Any]] = []
-    for one in shown:
-        style = styles[one.mixer]
-        own = [context for context in contexts if finite_decode(one, context)]
-        speeds = [one.metrics[f"decode@{context}"] for context in own]
+    for configuration in shown:
+        style = styles[configuration.mixer]
+        own = [context for context in contexts if finite_decode(configuration, context)]
+        speeds = [configuration.metrics[f"decode@{context}"] for context in own]
         data.append(
             {
                 "type": "scatter",
@@ -242,11 +270,11 @@ def decode_chart(summary: StudySummary, styles: dict[str, Style]) -> Chart | Non
                 "x": own,
                 "y": [speed.mean for speed in speeds],
                 "error_y": error_bars(speeds, style.colour),
-                "line": {"color": style.colour, "width": 1.6, "dash": dashes[one.ratio]},
+                "line": {"color": style.colour, "width": 1.6, "dash": dashes[configuration.ratio]},
                 "marker": {"color": style.colour, "symbol": style.symbol, "size": 7},
-                "customdata": [hover(one, [f"decode@{context}"], context) for context in own],
+                "customdata": [hover(configuration, [f"decode@{context}"], context) for context in own],
                 "hovertemplate": "%{customdata}<extra></extra>",
-                "meta": {"mixer": one.mixer, "ratio": one.ratio},
+                "meta": {"mixer": configuration.mixer, "ratio": configuration.ratio},
             }
         )
     layout = base_layout("tokens of context, log scale", "decode")
@@ -258,17 +286,24 @@ def decode_chart(summary: StudySummary, styles: dict[str, Style]) -> Chart | Non
         "ticktext": [labels.integer(context) for context in contexts],
         "range": [ends[0] - margin, ends[1] + margin],
     }
-    measured = [(one, context) for one in shown for context in contexts if finite_decode(one, context)]
+    measured = [
+        (configuration, context)
+        for configuration in shown
+        for context in contexts
+        if finite_decode(configuration, context)
+    ]
     last = contexts[-1]
     return Chart(
         name="decode",
         axis="tokens/s, one sequence, higher is better",
-        note=labels.interval_note(("decode", one.metrics[f"decode@{context}"]) for one, context in measured),
+        note=labels.interval_note(
+            ("decode", configuration.metrics[f"decode@{context}"]) for configuration, context in measured
+        ),
         description=f"Decoding speed against context. At {labels.integer(last)} tokens: "
         + "; ".join(
-            f"{one.key} {labels.number('decode@', one.metrics[f'decode@{last}'].mean)} tokens/s"
-            for one in shown
-            if finite_decode(one, last)
+            f"{configuration.key} {labels.number('decode@', configuration.metrics[f'decode@{last}'].mean)} tokens/s"
+            for configuration in shown
+            if finite_decode(configuration, last)
         )
         + ".",
         data=data,
@@ -279,9 +314,15 @@ def decode_chart(summary: StudySummary, styles: dict[str, Style]) -> Chart | Non
 
 def decode_contexts(summary: StudySummary) -> list[int]:
     """Context lengths at which a decoding speed was measured, ascending."""
-    keys = {key for one in summary.configurations for key in one.metrics if key.startswith("decode@")}
+    keys = {
+        key for configuration in summary.configurations for key in configuration.metrics if key.startswith("decode@")
+    }
     contexts = sorted(int(key.partition("@")[2]) for key in keys)
-    return [context for context in contexts if any(finite_decode(one, context) for one in summary.configurations)]
+    return [
+        context
+        for context in contexts
+        if any(finite_decode(configuration, context) for configuration in summary.configurations)
+    ]
 
 
 def finite_decode(configuration: Configuration, context: int) -> bool:
@@ -291,7 +332,7 @@ def finite_decode(configuration: Configuration, context: int) -> bool:
 
 def longest_context(summary: StudySummary) -> int | None:
     """The longest context at which the cache bytes of every configuration are known."""
-    known = [set(one.cache_bytes) for one in summary.configurations]
+    known = [set(configuration.cache_bytes) for configuration in summary.configurations]
     return max(set.intersection(*known), default=None) if known else None
 
 
@@ -299,8 +340,8 @@ def _ratio_line(
     series: Series, metric: str, ratios: list[str], shift: float, styles: dict[str, Style], dash: str
 ) -> dict[str, Any]:
     style = styles[series.mixer]
-    values = [one.metrics[metric] for one in series.members]
-    places = [ratios.index(one.ratio) for one in series.members]
+    values = [line.metrics[metric] for line in series.members]
+    places = [ratios.index(line.ratio) for line in series.members]
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(set(places)) == len(places) else "markers",
@@ -309,7 +350,7 @@ def _ratio_line(
         "error_y": error_bars(values, style.colour),
         "line": {"color": style.colour, "width": 2, "dash": dash},
         "marker": {"color": style.colour, "symbol": style.symbol, "size": 9},
-        "customdata": [hover(one, [metric, *_settings(one, metric)]) for one in series.members],
+        "customdata": [hover(line, [metric, *_settings(line, metric)]) for line in series.members],
         "hovertemplate": "%{customdata}<extra></extra>",
         "meta": {"mixer": series.mixer},
     }
@@ -338,13 +379,17 @@ def _band(transformer: Configuration, metric: str, width: int, styles: dict[str,
     ]
 
 
-def _settings(one: Configuration, metric: str) -> list[str]:
+def _settings(configuration: Configuration, metric: str) -> list[str]:
     """The settings behind a mean recall, the tasks behind the accuracy of a track."""
-    return [key for key in one.metrics if key.startswith(f"{metric}@")]
+    return [key for key in configuration.metrics if key.startswith(f"{metric}@")]
 
 
 def _ratio_tick(ratio: str, configurations: list[Configuration]) -> str:
-    counts = {(one.n_full, one.n_linear + one.n_full) for one in configurations if one.ratio == ratio}
+    counts = {
+        (configuration.n_full, configuration.n_linear + configuration.n_full)
+        for configuration in configurations
+        if configuration.ratio == ratio
+    }
     below = [f"{full}/{total}" for full, total in sorted(counts)]
     return f"{escape(ratio)}<br><span style='font-size:11px'>{' '.join(below[:2])}</span>"
 
@@ -353,11 +398,11 @@ def _named(front: list[Configuration], context: int, width: float) -> set[str]:
     """Members of the front whose label has room; the one that recalls more goes first."""
     kept: list[tuple[float, float]] = []
     named = set()
-    for one in reversed(front):
-        place = math.log2(one.cache_bytes[context]), one.metrics["recall"].mean
+    for configuration in reversed(front):
+        place = math.log2(configuration.cache_bytes[context]), configuration.metrics["recall"].mean
         if all(abs(place[0] - x) > 0.1 * width or abs(place[1] - y) > 0.07 for x, y in kept):
             kept.append(place)
-            named.add(one.key)
+            named.add(configuration.key)
     return named
 
 
@@ -401,14 +446,14 @@ def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 def _variant_dashes(series: list[Series]) -> dict[str, str]:
     """A dash for each thing that sets lines of one mixer apart."""
-    variants = dict.fromkeys(one.variant for one in series)
+    variants = dict.fromkeys(line.variant for line in series)
     return {variant: list(DASHES)[index % len(DASHES)] for index, variant in enumerate(variants)}
 
 
 def _described(start: str, series: list[Series], metric: str, styles: dict[str, Style]) -> str:
     lines = []
-    for one in series:
-        values = [f"{member.ratio} {labels.number(metric, member.metrics[metric].mean)}" for member in one.members]
-        variant = f" ({one.variant})" if one.variant else ""
-        lines.append(f"{styles[one.mixer].label}{variant}: {', '.join(values)}")
+    for line in series:
+        values = [f"{member.ratio} {labels.number(metric, member.metrics[metric].mean)}" for member in line.members]
+        variant = f" ({line.variant})" if line.variant else ""
+        lines.append(f"{styles[line.mixer].label}{variant}: {', '.join(values)}")
     return f"{start}. {'; '.join(lines)}."

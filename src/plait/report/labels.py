@@ -54,7 +54,7 @@ def ratio_order(ratio: str) -> tuple[int, int, str]:
 
 def ordered_ratios(configurations: Iterable[Configuration]) -> list[str]:
     """The ratios of a study from pure to full."""
-    return sorted({one.ratio for one in configurations}, key=ratio_order)
+    return sorted({configuration.ratio for configuration in configurations}, key=ratio_order)
 
 
 def integer(value: int) -> str:

@@ -20,7 +20,7 @@ def metric_order(summary: StudySummary) -> list[str]:
         rank = METRIC_ORDER.index(source) if source in METRIC_ORDER else len(METRIC_ORDER)
         return rank, tracks.index(track) if track in tracks else len(tracks), _numbered(setting), metric
 
-    return sorted({metric for one in summary.configurations for metric in one.metrics}, key=place)
+    return sorted({metric for configuration in summary.configurations for metric in configuration.metrics}, key=place)
 
 
 def _numbered(text: str) -> list[str | int]:
@@ -43,6 +43,6 @@ def answer_metrics(summary: StudySummary) -> list[str]:
 def tracks_of(summary: StudySummary) -> list[str]:
     """The tracks of a study, and those that only its configurations know."""
     found = dict.fromkeys(summary.tracks)
-    for one in summary.configurations:
-        found |= dict.fromkeys([*one.parameters, *one.seeds])
+    for configuration in summary.configurations:
+        found |= dict.fromkeys([*configuration.parameters, *configuration.seeds])
     return list(found)

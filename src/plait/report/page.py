@@ -44,9 +44,9 @@ def render(summary: StudySummary) -> str:
     Returns:
         HTML that loads nothing from anywhere.
     """
-    styles = mixer_styles(one.mixer for one in summary.configurations)
+    styles = mixer_styles(configuration.mixer for configuration in summary.configurations)
     context = figures.longest_context(summary)
-    known = {metric for one in summary.configurations for metric in one.metrics}
+    known = {metric for configuration in summary.configurations for metric in configuration.metrics}
     loss_metric = "bits_per_byte" if "bits_per_byte" in known else "loss"
     sections = {
         "loss": _present(figures.ratio_chart(summary, styles, loss_metric, "loss", better="lower is better")),
@@ -59,7 +59,7 @@ def render(summary: StudySummary) -> str:
     }
     charts = [chart for group in sections.values() for chart in group]
     columns, rows = full_table(summary)
-    mixers = {one.key: one.mixer for one in summary.configurations}
+    mixers = {configuration.key: configuration.mixer for configuration in summary.configurations}
     return fill(
         "template.html.j2",
         charts,
@@ -78,7 +78,9 @@ def render(summary: StudySummary) -> str:
         facts=_facts(summary, context, loss_metric),
         columns=columns,
         rows=rows,
-        table_note=labels.interval_note(item for one in summary.configurations for item in one.metrics.items()),
+        table_note=labels.interval_note(
+            item for configuration in summary.configurations for item in configuration.metrics.items()
+        ),
         verdicts=_verdicts(summary),
         seeds=_seeds(summary),
         study=yaml.safe_dump(summary.model_dump(mode="json")["study"], sort_keys=False, allow_unicode=True, width=100),
@@ -126,32 +128,45 @@ def _void(summary: StudySummary) -> list[Guard]:
 
 def _facts(summary: StudySummary, context: int | None, loss_metric: str) -> list[tuple[str, list[str]]]:
     """Rows of the small table beside the answer: the recommended configuration, and the transformer if there is one."""
-    chosen = next((one for one in summary.configurations if one.key == summary.recommendation.key), None)
+    chosen = next(
+        (configuration for configuration in summary.configurations if configuration.key == summary.recommendation.key),
+        None,
+    )
     if chosen is None:
         return []
-    shown = [chosen, *(one for one in summary.configurations if is_transformer(one) and one is not chosen)][:2]
-    facts = [("", [one.key for one in shown]), ("Layers", [labels.layers(one) for one in shown])]
-    facts.append(("Parameters", [_parameters(one) for one in shown]))
+    shown = [
+        chosen,
+        *(
+            configuration
+            for configuration in summary.configurations
+            if is_transformer(configuration) and configuration is not chosen
+        ),
+    ][:2]
+    facts = [
+        ("", [configuration.key for configuration in shown]),
+        ("Layers", [labels.layers(configuration) for configuration in shown]),
+    ]
+    facts.append(("Parameters", [_parameters(configuration) for configuration in shown]))
     if context is not None:
-        row = [labels.byte_size(one.cache_bytes[context]) for one in shown]
+        row = [labels.byte_size(configuration.cache_bytes[context]) for configuration in shown]
         facts.append((f"Cache of one sequence at {labels.integer(context)} tokens", row))
     speeds = [metric for metric in metric_order(summary) if metric.startswith("decode@")]
     for metric in [loss_metric, "recall", *task_metrics(summary), *speeds[-1:]]:
-        if all(labels.finite(one.metrics.get(metric)) for one in shown):
+        if all(labels.finite(configuration.metrics.get(metric)) for configuration in shown):
             name, unit = labels.metric_name(metric)
             cells = []
-            for one in shown:
-                value = one.metrics[metric]
+            for configuration in shown:
+                value = configuration.metrics[metric]
                 reach = labels.span(metric, value)
                 cells.append(labels.number(metric, value.mean) + (f" ({reach})" if reach else ""))
             facts.append((f"{name}, {unit}", cells))
     return facts
 
 
-def _parameters(one: Configuration) -> str:
-    if len(set(one.parameters.values())) <= 1:
-        return next((labels.count(number) for number in one.parameters.values()), labels.MISSING)
-    return ", ".join(f"{labels.count(number)} ({track})" for track, number in one.parameters.items())
+def _parameters(configuration: Configuration) -> str:
+    if len(set(configuration.parameters.values())) <= 1:
+        return next((labels.count(number) for number in configuration.parameters.values()), labels.MISSING)
+    return ", ".join(f"{labels.count(number)} ({track})" for track, number in configuration.parameters.items())
 
 
 def _verdicts(summary: StudySummary) -> list[tuple[str, int]]:
@@ -161,7 +176,7 @@ def _verdicts(summary: StudySummary) -> list[tuple[str, int]]:
 
 def _seeds(summary: StudySummary) -> dict[str, list[int]]:
     seeds: dict[str, set[int]] = {}
-    for one in summary.configurations:
-        for track, own in one.seeds.items():
+    for configuration in summary.configurations:
+        for track, own in configuration.seeds.items():
             seeds.setdefault(track, set()).update(own)
     return {track: sorted(own) for track, own in seeds.items()}

@@ -53,7 +53,7 @@ def write_page(plan: Plan, path: Path, command: str, everything: bool = False) -
 
 def render(plan: Plan, command: str, everything: bool = False) -> str:
     """The page as text; it loads nothing from anywhere."""
-    styles = mixer_styles(one.mixer for one in plan.choice.fits)
+    styles = mixer_styles(candidate.mixer for candidate in plan.choice.fits)
     charts = [chart for chart in (_recall_chart(plan, styles), _speed_chart(plan, styles)) if chart is not None]
     shape, load, device = plan.shape, plan.load, plan.device
     return fill(
@@ -64,8 +64,8 @@ def render(plan: Plan, command: str, everything: bool = False) -> str:
         lead=f"{shape.layers} layers of width {shape.hidden_size} ({shape.rule}), decoded in bf16 on {device.name}.",
         command=command,
         columns=COLUMNS,
-        rows=[(one, _cells(one)) for one in (plan.choice.fits if everything else plan.choice.front)],
-        best={one.key for one in plan.choice.front},
+        rows=[(candidate, _cells(candidate)) for candidate in (plan.choice.fits if everything else plan.choice.front)],
+        best={candidate.key for candidate in plan.choice.front},
         everything=everything,
         sentences=plan.sentences(everything),
         styles=styles,
@@ -73,35 +73,43 @@ def render(plan: Plan, command: str, everything: bool = False) -> str:
     )
 
 
-def _cells(one: Candidate) -> list[tuple[str, float | str | None]]:
-    recall = one.recall
+def _cells(candidate: Candidate) -> list[tuple[str, float | str | None]]:
+    recall = candidate.recall
     return [
-        (labels.byte_size(one.memory), one.memory),
-        (f"{one.tokens_per_second:,.0f}", one.tokens_per_second),
+        (labels.byte_size(candidate.memory), candidate.memory),
+        (f"{candidate.tokens_per_second:,.0f}", candidate.tokens_per_second),
         ("unknown", None) if recall is None else (f"{recall.value:.3f}", recall.value),
         ("", None) if recall is None else (recall.source, recall.source),
-        (str(one.n_full), one.n_full),
-        (labels.integer(one.parameters), one.parameters),
-        (labels.byte_size(one.weight_bytes), one.weight_bytes),
-        (labels.byte_size(one.cache_bytes), one.cache_bytes),
-        (labels.byte_size(one.window_bytes), one.window_bytes),
-        (labels.byte_size(one.state_bytes), one.state_bytes),
-        (labels.byte_size(one.working_bytes), one.working_bytes),
-        (labels.byte_size(one.decode_bytes), one.decode_bytes),
-        (f"{one.prefill_flops / 1e9:,.0f}", one.prefill_flops),
-        (one.bound, one.bound),
+        (str(candidate.n_full), candidate.n_full),
+        (labels.integer(candidate.parameters), candidate.parameters),
+        (labels.byte_size(candidate.weight_bytes), candidate.weight_bytes),
+        (labels.byte_size(candidate.cache_bytes), candidate.cache_bytes),
+        (labels.byte_size(candidate.window_bytes), candidate.window_bytes),
+        (labels.byte_size(candidate.state_bytes), candidate.state_bytes),
+        (labels.byte_size(candidate.working_bytes), candidate.working_bytes),
+        (labels.byte_size(candidate.decode_bytes), candidate.decode_bytes),
+        (f"{candidate.prefill_flops / 1e9:,.0f}", candidate.prefill_flops),
+        (candidate.bound, candidate.bound),
     ]
 
 
 def _recall_chart(plan: Plan, styles: dict[str, Style]) -> Chart | None:
-    shown = [one for one in plan.choice.fits if one.recall is not None]
+    shown = [candidate for candidate in plan.choice.fits if candidate.recall is not None]
     if not shown:
         return None
-    front = [one for one in plan.choice.front if one.recall is not None]
+    front = [candidate for candidate in plan.choice.front if candidate.recall is not None]
     layout = base_layout("memory (log)", "recall")
-    layout["xaxis"] |= byte_axis(min(one.memory for one in shown), max(one.memory for one in shown))
-    layout["yaxis"] |= {"range": [0, 1.1 * max(_recall(one) for one in shown)], "tickvals": None, "tickformat": ".2f"}
-    points = "; ".join(f"{one.key} {labels.byte_size(one.memory)} {_recall(one):.3f}" for one in front)
+    layout["xaxis"] |= byte_axis(
+        min(candidate.memory for candidate in shown), max(candidate.memory for candidate in shown)
+    )
+    layout["yaxis"] |= {
+        "range": [0, 1.1 * max(_recall(candidate) for candidate in shown)],
+        "tickvals": None,
+        "tickformat": ".2f",
+    }
+    points = "; ".join(
+        f"{candidate.key} {labels.byte_size(candidate.memory)} {_recall(candidate):.3f}" for candidate in front
+    )
     return Chart(
         name="recall",
         title="Recall against memory",
@@ -119,8 +127,10 @@ def _speed_chart(plan: Plan, styles: dict[str, Style]) -> Chart | None:
     if not shown:
         return None
     layout = base_layout("memory (log)", "decode")
-    layout["xaxis"] |= byte_axis(min(one.memory for one in shown), max(one.memory for one in shown))
-    points = "; ".join(f"{one.key} {one.tokens_per_second:,.0f}" for one in plan.choice.front)
+    layout["xaxis"] |= byte_axis(
+        min(candidate.memory for candidate in shown), max(candidate.memory for candidate in shown)
+    )
+    points = "; ".join(f"{candidate.key} {candidate.tokens_per_second:,.0f}" for candidate in plan.choice.front)
     return Chart(
         name="speed",
         title="Decoding speed against memory",
@@ -136,42 +146,46 @@ def _speed_chart(plan: Plan, styles: dict[str, Style]) -> Chart | None:
 def _points(
     mixer: str, style: Style, shown: list[Candidate], front: list[Candidate], height: Any, named: bool
 ) -> dict[str, Any]:
-    own = [one for one in shown if one.mixer == mixer]
-    best = {one.key for one in front}
+    own = [candidate for candidate in shown if candidate.mixer == mixer]
+    best = {candidate.key for candidate in front}
     return {
         "type": "scatter",
         "mode": "markers+text",
-        "x": [one.memory for one in own],
-        "y": [height(one) for one in own],
+        "x": [candidate.memory for candidate in own],
+        "y": [height(candidate) for candidate in own],
         "marker": {
             "color": style.colour,
             "symbol": style.symbol,
-            "size": [13 if one.key in best else 7 for one in own],
-            "opacity": [1 if one.key in best else 0.55 for one in own],
+            "size": [13 if candidate.key in best else 7 for candidate in own],
+            "opacity": [1 if candidate.key in best else 0.55 for candidate in own],
             "line": {"color": "paper", "width": 1},
         },
-        "text": [escape(one.ratio) if named and one.key in best else "" for one in own],
+        "text": [escape(candidate.ratio) if named and candidate.key in best else "" for candidate in own],
         "textposition": "top center",
         "textfont": {"color": "ink", "size": 12},
         "cliponaxis": False,
-        "customdata": [_hover(one) for one in own],
+        "customdata": [_hover(candidate) for candidate in own],
         "hovertemplate": "%{customdata}<extra></extra>",
         "meta": {"mixer": mixer},
     }
 
 
-def _hover(one: Candidate) -> str:
-    recall = "unknown" if one.recall is None else f"{one.recall.value:.3f} ({escape(one.recall.source)})"
-    full = "none" if not one.n_full else ", ".join(map(str, one.full_layers)) if one.n_linear else "all"
+def _hover(candidate: Candidate) -> str:
+    recall = (
+        "unknown" if candidate.recall is None else f"{candidate.recall.value:.3f} ({escape(candidate.recall.source)})"
+    )
+    full = (
+        "none" if not candidate.n_full else ", ".join(map(str, candidate.full_layers)) if candidate.n_linear else "all"
+    )
     return (
-        f"<b>{escape(one.key)}</b><br>full layers: {full}<br>memory {labels.byte_size(one.memory)}, "
-        f"of which grows {labels.byte_size(one.cache_bytes)}<br>"
-        f"{one.tokens_per_second:,.0f} tokens/s<br>recall {recall}"
+        f"<b>{escape(candidate.key)}</b><br>full layers: {full}<br>memory {labels.byte_size(candidate.memory)}, "
+        f"of which grows {labels.byte_size(candidate.cache_bytes)}<br>"
+        f"{candidate.tokens_per_second:,.0f} tokens/s<br>recall {recall}"
     )
 
 
 def _legend(shown: list[Candidate], styles: dict[str, Style]) -> list[Legend]:
-    present = {one.mixer for one in shown}
+    present = {candidate.mixer for candidate in shown}
     return [
         Legend("mixer", mixer, style.label, style.colour, style.symbol)
         for mixer, style in styles.items()
@@ -179,10 +193,10 @@ def _legend(shown: list[Candidate], styles: dict[str, Style]) -> list[Legend]:
     ]
 
 
-def _recall(one: Candidate) -> float:
-    assert one.recall is not None
-    return one.recall.value
+def _recall(candidate: Candidate) -> float:
+    assert candidate.recall is not None
+    return candidate.recall.value
 
 
-def _speed(one: Candidate) -> float:
-    return one.tokens_per_second
+def _speed(candidate: Candidate) -> float:
+    return candidate.tokens_per_second

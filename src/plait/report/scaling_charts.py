@@ -27,35 +27,37 @@ def law_chart(shown: Sequence[ArchitectureResult], styles: Mapping[str, Style], 
         styles: of their mixers.
         law: ``loss`` (with the curve of every size behind), ``parameters`` or ``tokens``.
     """
-    dashes = ratio_dashes(sorted({one.ratio for one in shown}, key=ratio_order))
+    dashes = ratio_dashes(sorted({architecture.ratio for architecture in shown}, key=ratio_order))
     title, axis, value = WORDS[law]
     data: list[dict[str, Any]] = []
-    for one in shown:
-        style, meta = styles[one.mixer], {"mixer": one.mixer, "ratio": one.ratio}
+    for architecture in shown:
+        style, meta = styles[architecture.mixer], {"mixer": architecture.mixer, "ratio": architecture.ratio}
         if law == "loss":
-            data += [_curve(one, size.size, size.curve, style, meta) for size in one.sizes]
+            data += [_curve(architecture, size.size, size.curve, style, meta) for size in architecture.sizes]
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "x": [point.flops for point in one.envelope],
-                "y": [getattr(point, law) for point in one.envelope],
+                "x": [point.flops for point in architecture.envelope],
+                "y": [getattr(point, law) for point in architecture.envelope],
                 "marker": {"color": style.colour, "symbol": style.symbol, "size": 8},
-                "customdata": [f"width {point.size}" for point in one.envelope],
-                "hovertemplate": f"<b>{escape(one.key)}</b>, %{{customdata}}<br>%{{x:.3s}}FLOP: {value}<extra></extra>",
+                "customdata": [f"width {point.size}" for point in architecture.envelope],
+                "hovertemplate": f"<b>{escape(architecture.key)}</b>, %{{customdata}}<br>"
+                f"%{{x:.3s}}FLOP: {value}<extra></extra>",
                 "meta": meta,
             }
         )
-        if one.laws:
-            fit, ends = one.laws[law], [one.low, one.high]
+        if architecture.laws:
+            fit, ends = architecture.laws[law], [architecture.low, architecture.high]
             data.append(
                 {
                     "type": "scatter",
                     "mode": "lines",
                     "x": ends,
                     "y": [fit.coefficient * end**fit.exponent for end in ends],
-                    "line": {"color": style.colour, "width": 2, "dash": dashes[one.ratio]},
-                    "hovertemplate": f"<b>{escape(one.key)}</b>, fit<br>%{{x:.3s}}FLOP: {value}<extra></extra>",
+                    "line": {"color": style.colour, "width": 2, "dash": dashes[architecture.ratio]},
+                    "hovertemplate": f"<b>{escape(architecture.key)}</b>, fit<br>"
+                    f"%{{x:.3s}}FLOP: {value}<extra></extra>",
                     "meta": meta,
                 }
             )
@@ -76,7 +78,11 @@ def law_chart(shown: Sequence[ArchitectureResult], styles: Mapping[str, Style], 
 
 
 def _curve(
-    one: ArchitectureResult, size: str, points: Sequence[tuple[float, float]], style: Style, meta: dict[str, str]
+    architecture: ArchitectureResult,
+    size: str,
+    points: Sequence[tuple[float, float]],
+    style: Style,
+    meta: dict[str, str],
 ) -> dict[str, Any]:
     return {
         "type": "scatter",
@@ -85,7 +91,7 @@ def _curve(
         "y": [loss for _, loss in points],
         "line": {"color": style.colour, "width": 0.8},
         "opacity": 0.5,
-        "hovertemplate": f"{escape(one.key)}, width {size}<br>%{{x:.3s}}FLOP: %{{y:.3f}} nats<extra></extra>",
+        "hovertemplate": f"{escape(architecture.key)}, width {size}<br>%{{x:.3s}}FLOP: %{{y:.3f}} nats<extra></extra>",
         "meta": meta,
     }
 
@@ -93,11 +99,11 @@ def _curve(
 def _legend(
     shown: Sequence[ArchitectureResult], styles: Mapping[str, Style], dashes: Mapping[str, str]
 ) -> list[Legend]:
-    present = {one.mixer for one in shown}
+    present = {architecture.mixer for architecture in shown}
     mixers = [
         Legend("mixer", mixer, style.label, style.colour, style.symbol)
         for mixer, style in styles.items()
         if mixer in present
     ]
-    ratios = sorted({one.ratio for one in shown}, key=ratio_order)
+    ratios = sorted({architecture.ratio for architecture in shown}, key=ratio_order)
     return mixers + [Legend("ratio", ratio, ratio, "muted", dash=dashes[ratio]) for ratio in ratios]

@@ -40,7 +40,7 @@ def render(summary: ScalingSummary) -> str:
     Returns:
         HTML that loads nothing from anywhere.
     """
-    styles = mixer_styles(one.mixer for one in summary.architectures)
+    styles = mixer_styles(architecture.mixer for architecture in summary.architectures)
     charts = [law_chart(summary.architectures, styles, law) for law in WORDS]
     return fill(
         "scaling.html.j2",

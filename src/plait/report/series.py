@@ -27,7 +27,11 @@ class Series:
 
 def with_metric(configurations: Iterable[Configuration], *metrics: str) -> list[Configuration]:
     """The configurations that have a finite value of all these metrics."""
-    return [one for one in configurations if all(finite(one.metrics.get(metric)) for metric in metrics)]
+    return [
+        configuration
+        for configuration in configurations
+        if all(finite(configuration.metrics.get(metric)) for metric in metrics)
+    ]
 
 
 def is_transformer(configuration: Configuration) -> bool:
@@ -38,18 +42,30 @@ def is_transformer(configuration: Configuration) -> bool:
 def group(configurations: Iterable[Configuration]) -> list[Series]:
     """Lines over the ratio. A pure model has no placement, so it begins the line of every placement."""
     configurations = list(configurations)
-    hybrids = [one for one in configurations if one.n_linear and one.n_full]
-    several = len({one.placement for one in hybrids}) > 1
-    placements: dict[tuple[str, str], dict[str, None]] = {(one.mixer, _fields(one)): {} for one in configurations}
-    for one in hybrids if several else []:
-        placements[one.mixer, _fields(one)][one.placement] = None
+    hybrids = [configuration for configuration in configurations if configuration.n_linear and configuration.n_full]
+    several = len({configuration.placement for configuration in hybrids}) > 1
+    placements: dict[tuple[str, str], dict[str, None]] = {
+        (configuration.mixer, _fields(configuration)): {} for configuration in configurations
+    }
+    for configuration in hybrids if several else []:
+        placements[configuration.mixer, _fields(configuration)][configuration.placement] = None
     found = []
     for (mixer, fields), names in placements.items():
-        own = [one for one in configurations if (one.mixer, _fields(one)) == (mixer, fields)]
+        own = [
+            configuration
+            for configuration in configurations
+            if (configuration.mixer, _fields(configuration)) == (mixer, fields)
+        ]
         for placement in names or [None]:
-            members = [one for one in own if placement is None or one not in hybrids or one.placement == placement]
+            members = [
+                configuration
+                for configuration in own
+                if placement is None or configuration not in hybrids or configuration.placement == placement
+            ]
             variant = ", ".join(part for part in (fields, f"placement={placement}" if placement else "") if part)
-            found.append(Series(mixer, variant, sorted(members, key=lambda one: ratio_order(one.ratio))))
+            found.append(
+                Series(mixer, variant, sorted(members, key=lambda configuration: ratio_order(configuration.ratio)))
+            )
     return found
 
 

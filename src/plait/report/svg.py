@@ -47,29 +47,33 @@ def metric_svg(summary: StudySummary, metric: str = "recall") -> str:
     """
     shown = with_metric(summary.configurations, metric)
     if not shown:
-        known = sorted({name for one in summary.configurations for name in one.metrics})
+        known = sorted({name for configuration in summary.configurations for name in configuration.metrics})
         raise StudyError(
             f"Study {summary.name!r} measured no {metric!r}, so there is nothing to draw. "
             f"It measured: {', '.join(known) or 'nothing'}."
         )
-    styles = mixer_styles(one.mixer for one in shown)
+    styles = mixer_styles(configuration.mixer for configuration in shown)
     ratios = labels.ordered_ratios(shown)
     name, unit = labels.metric_name(metric)
-    ends = [end for one in shown for end in (one.metrics[metric].low, one.metrics[metric].high)]
+    ends = [
+        end
+        for configuration in shown
+        for end in (configuration.metrics[metric].low, configuration.metrics[metric].high)
+    ]
     scale = Scale(0.0, 1.0) if metric.startswith("recall") else Scale(min(ends), max(ends))
-    series = sorted(group(shown), key=lambda one: list(styles).index(one.mixer))
+    series = sorted(group(shown), key=lambda line: list(styles).index(line.mixer))
     parts = [heading(f"{name}, {unit}" if unit else name)]
     parts += axes(scale, _ticks(scale, metric), ratios, "linear layers per full layer")
-    parts += [_band(one, metric, scale) for one in shown if is_transformer(one)]
-    lines = [one for one in series if not is_transformer(one.members[0])]
-    for index, one in enumerate(lines):
+    parts += [_band(configuration, metric, scale) for configuration in shown if is_transformer(configuration)]
+    lines = [line for line in series if not is_transformer(line.members[0])]
+    for index, line in enumerate(lines):
         shift = 0.0 if len(lines) == 1 else 0.3 * (index / (len(lines) - 1) - 0.5)
-        parts += _line(one, metric, scale, ratios, shift, styles[one.mixer])
-    for one in series:
-        if one not in lines:
-            parts += _line(one, metric, scale, ratios, 0.0, styles[one.mixer])
+        parts += _line(line, metric, scale, ratios, shift, styles[line.mixer])
+    for line in series:
+        if line not in lines:
+            parts += _line(line, metric, scale, ratios, 0.0, styles[line.mixer])
     parts += legend(styles.values())
-    parts.append(footnote(labels.interval_note((metric, one.metrics[metric]) for one in shown)))
+    parts.append(footnote(labels.interval_note((metric, configuration.metrics[metric]) for configuration in shown)))
     return document(f"{name} against ratio by mixer, study {summary.name}", styles.values(), parts)
 
 
@@ -79,8 +83,8 @@ def _ticks(scale: Scale, metric: str) -> list[str]:
     return [f"{tick:.{scale.digits}f}" for tick in scale.ticks]
 
 
-def _band(one: Configuration, metric: str, scale: Scale) -> str:
-    value = one.metrics[metric]
+def _band(configuration: Configuration, metric: str, scale: Scale) -> str:
+    value = configuration.metrics[metric]
     top, bottom = scale(value.high), scale(value.low)
     width = WIDTH - LEFT - RIGHT
     return (
@@ -92,10 +96,10 @@ def _band(one: Configuration, metric: str, scale: Scale) -> str:
 def _line(series: Series, metric: str, scale: Scale, ratios: list[str], shift: float, style: Style) -> list[str]:
     points = [
         (
-            place(ratios.index(one.ratio) + shift, len(ratios)),
-            scale((value := one.metrics[metric]).mean),
+            place(ratios.index(configuration.ratio) + shift, len(ratios)),
+            scale((value := configuration.metrics[metric]).mean),
             None if value.over == "none" else (scale(value.low), scale(value.high)),
         )
-        for one in series.members
+        for configuration in series.members
     ]
     return marks(points, style, joined=len({x for x, _, _ in points}) == len(points))

@@ -110,8 +110,8 @@ def describe(model: Mapping[str, Any]) -> str:
 def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
     """Settings in which runs differ, by dotted key, with the value of each run; None where a run has none."""
     flats = [dict(flat(run.config)) for run in runs]
-    keys = sorted({key for one in flats for key in one})
-    table = {key: [one.get(key) for one in flats] for key in keys}
+    keys = sorted({key for values in flats for key in values})
+    table = {key: [values.get(key) for values in flats] for key in keys}
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
 
 

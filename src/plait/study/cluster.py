@@ -316,8 +316,8 @@ class _Run:
         started = list(self.running.values())
         for task in list(self.messages):
             ray.cancel(task)
-        for one in waiting:
-            one.cancel()
+        for task in waiting:
+            task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         deadline = time.monotonic() + GRACE
         while any(self._held(trial) for trial in started) and time.monotonic() < deadline:

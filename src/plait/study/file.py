@@ -182,7 +182,7 @@ def shipped_study(name: str) -> Path:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         raise OptionError(
-            f"No study {name!r} comes with plait.{nearest(name, (one.stem for one in folder.glob('*.yaml')))}"
+            f"No study {name!r} comes with plait.{nearest(name, (path.stem for path in folder.glob('*.yaml')))}"
         )
     return path
 

@@ -41,28 +41,30 @@ def recommend(
             sentences=["No recommendation: the rule compares loss and recall, and the study has no such track."],
         )
     needed = [name for name, wanted in (("loss", lm), ("recall", recall)) if wanted]
-    measured = [one for one in configurations if all(name in one.metrics for name in needed)]
+    measured = [
+        configuration for configuration in configurations if all(name in configuration.metrics for name in needed)
+    ]
     if not measured:
         return Recommendation(key=None, sentences=["No recommendation: no configuration has finished every track."])
-    transformers = [one for one in measured if one.ratio == "full"]
+    transformers = [configuration for configuration in measured if configuration.ratio == "full"]
     if recall and not transformers:
         return Recommendation(
             key=None, sentences=["No recommendation: the study has no transformer to compare recall with."]
         )
-    target = max(transformers, key=lambda one: one.metrics["recall"].mean) if recall else None
-    lowest = min((one.metrics["loss"].mean for one in measured), default=0.0) if lm else 0.0
+    target = max(transformers, key=lambda configuration: configuration.metrics["recall"].mean) if recall else None
+    lowest = min((configuration.metrics["loss"].mean for configuration in measured), default=0.0) if lm else 0.0
     context = max(study.contexts)
 
-    def qualifies(one: Configuration) -> bool:
-        if lm and one.metrics["loss"].mean > lowest * (1 + study.thresholds.loss_tolerance):
+    def qualifies(configuration: Configuration) -> bool:
+        if lm and configuration.metrics["loss"].mean > lowest * (1 + study.thresholds.loss_tolerance):
             return False
-        return target is None or _keeps_recall(one.metrics["recall"], target.metrics["recall"], study)
+        return target is None or _keeps_recall(configuration.metrics["recall"], target.metrics["recall"], study)
 
-    def order(one: Configuration) -> tuple[float, float, float]:
+    def order(configuration: Configuration) -> tuple[float, float, float]:
         return (
-            one.cache_bytes[context],
-            -one.metrics["recall"].mean if recall else 0.0,
-            one.metrics["loss"].mean if lm else 0.0,
+            configuration.cache_bytes[context],
+            -configuration.metrics["recall"].mean if recall else 0.0,
+            configuration.metrics["loss"].mean if lm else 0.0,
         )
 
     chosen = min(filter(qualifies, measured), key=order, default=None)
@@ -87,7 +89,7 @@ def _sentences(
 ) -> list[str]:
     context = max(study.contexts)
     size = chosen.cache_bytes[context]
-    transformer = next((one for one in measured if one.ratio == "full"), None)
+    transformer = next((configuration for configuration in measured if configuration.ratio == "full"), None)
     compared = ""
     if transformer is chosen:
         compared = ", as no hybrid keeps its quality in less"
@@ -113,7 +115,8 @@ def _sentences(
         )
     notes = []
     if not all(
-        one.over == "seeds" for one in (chosen.metrics[name] for name in ("recall", "loss") if name in chosen.metrics)
+        interval.over == "seeds"
+        for interval in (chosen.metrics[name] for name in ("recall", "loss") if name in chosen.metrics)
     ):
         notes.append("one seed, so the spread between seeds is not known")
     if not complete:
@@ -135,8 +138,12 @@ def _lower(text: str) -> str:
     return text[0].lower() + text[1:]
 
 
-def _span(one: Interval) -> str:
-    return f"{one.mean:.3f}" if one.over == "none" else f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})"
+def _span(interval: Interval) -> str:
+    return (
+        f"{interval.mean:.3f}"
+        if interval.over == "none"
+        else f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    )
 
 
 def _bytes(size: int) -> str:

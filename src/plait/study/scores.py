@@ -30,8 +30,8 @@ def text_metrics(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:
         evaluations: one per seed.
     """
     tables = [
-        {score["metric"]: score for result in _trained(one, "text")[:1] for score in result["scores"]}
-        for one in evaluations
+        {score["metric"]: score for result in _trained(evaluation, "text")[:1] for score in result["scores"]}
+        for evaluation in evaluations
     ]
     return {
         name: _metric([table[metric] for table in tables])
@@ -49,10 +49,10 @@ def recall_metrics(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:
     tables = [
         {
             f"recall@{result['settings']['length']}x{result['settings']['pairs']}": result["scores"][0]
-            for result in _trained(one, "task")
+            for result in _trained(evaluation, "task")
             if result["settings"]["task"] == "mqar"
         }
-        for one in evaluations
+        for evaluation in evaluations
     ]
     metrics = {name: _metric([table[name] for table in tables]) for name in tables[0]}
     return {**metrics, "recall": _metric([_mean(list(table.values())) for table in tables])} if metrics else {}
@@ -68,7 +68,7 @@ def task_metrics(track: str, evaluations: Sequence[Evaluation]) -> dict[str, Int
     Returns:
         ``task:TRACK``, the mean over its tasks, each counted once; where there are several also ``task:TRACK@NAME``.
     """
-    tables = [_by_name(_firsts(_trained(one, "task"))) for one in evaluations]
+    tables = [_by_name(_firsts(_trained(evaluation, "task"))) for evaluation in evaluations]
     metrics = {f"task:{track}@{name}": _metric([table[name] for table in tables]) for name in tables[0]}
     if not metrics:
         return {}
@@ -88,8 +88,10 @@ def further_metrics(track: str, evaluations: Sequence[Evaluation]) -> dict[str, 
         ``suite:TRACK@NAME, METRIC`` for each measurement, such as ``suite:state@parity length=40, accuracy``.
     """
     tables = [
-        _by_name(_firsts(result for result in one["results"] if not result["trained"] and result["kind"] != "decode"))
-        for one in evaluations
+        _by_name(
+            _firsts(result for result in evaluation["results"] if not result["trained"] and result["kind"] != "decode")
+        )
+        for evaluation in evaluations
     ]
     common = [name for name in tables[0] if all(name in table for table in tables)]
     return {

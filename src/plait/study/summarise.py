@@ -62,12 +62,12 @@ def summarise(folder: Path) -> StudySummary:
         command=record["command"],
         seconds=_busy_seconds(finished),
         versions=finished[0].result["versions"] if finished else {},
-        machine="; ".join(sorted({one.result["machine"] for one in finished})),
+        machine="; ".join(sorted({run.result["machine"] for run in finished})),
         commit=finished[0].result["commit"] if finished else None,
         tracks={name: track.kind for name, track in study.tracks.items()},
         configurations=configurations,
         pareto=_front(configurations, max(study.contexts)),
-        curves=[_curve(one) for one in finished],
+        curves=[_curve(run) for run in finished],
         guards=guards,
         recommendation=recommend(study, configurations, guards, complete),
         baselines=_baselines(finished),
@@ -81,7 +81,7 @@ def summarise(folder: Path) -> StudySummary:
 def _busy_seconds(finished: Iterable[Finished]) -> float:
     """Wall-clock time during which at least one of the trials ran."""
     busy, last = 0.0, 0.0
-    for start, end in sorted((one.result["started"], one.result["ended"]) for one in finished):
+    for start, end in sorted((run.result["started"], run.result["ended"]) for run in finished):
         busy += max(0.0, end - max(start, last))
         last = max(last, end)
     return busy
@@ -90,15 +90,15 @@ def _busy_seconds(finished: Iterable[Finished]) -> float:
 def _configurations(study: StudyFile, finished: Sequence[Finished]) -> list[Configuration]:
     """One per key, in the order of the study; those without a finished trial are absent."""
     groups: dict[str, list[Finished]] = defaultdict(list)
-    for one in finished:
-        groups[one.trial.key].append(one)
+    for run in finished:
+        groups[run.trial.key].append(run)
     return [_configuration(study, key, group) for key, group in groups.items()]
 
 
 def _configuration(study: StudyFile, key: str, group: list[Finished]) -> Configuration:
     by_track: dict[str, list[Finished]] = defaultdict(list)
-    for one in group:
-        by_track[one.trial.track].append(one)
+    for run in group:
+        by_track[run.trial.track].append(run)
     deployed = min(by_track.values(), key=lambda track: track[0].trial.kind != "lm")[0]
     model, architecture = deployed.trial.config.model, Architecture.of(deployed.trial.config)
     metrics: dict[str, Interval] = {}
@@ -115,7 +115,7 @@ def _configuration(study: StudyFile, key: str, group: list[Finished]) -> Configu
         parameters={name: track[0].evaluation["parameters"] for name, track in by_track.items()},
         cache_bytes={T: architecture.cache_bytes(T) for T in sorted(study.contexts)},
         metrics={**metrics, **_decode_metrics([deployed, *group])},
-        seeds={name: [one.trial.seed for one in track] for name, track in by_track.items()},
+        seeds={name: [run.trial.seed for run in track] for name, track in by_track.items()},
         fields=deployed.trial.fields,
         mlp_width=architecture.config.mlp_size if study.match_parameters else None,
     )
@@ -123,7 +123,7 @@ def _configuration(study: StudyFile, key: str, group: list[Finished]) -> Configu
 
 def _track_metrics(track: list[Finished]) -> dict[str, Interval]:
     """What a track measures by its kind, and what else its file asks for."""
-    trial, evaluations = track[0].trial, [one.evaluation for one in track]
+    trial, evaluations = track[0].trial, [run.evaluation for run in track]
     further = further_metrics(trial.track, evaluations)
     if trial.kind == "task":
         return task_metrics(trial.track, evaluations) | further
@@ -133,13 +133,13 @@ def _track_metrics(track: list[Finished]) -> dict[str, Interval]:
 def _baselines(finished: Iterable[Finished]) -> list[TextBaselines]:
     """One for each text that models were measured on, with the configurations that were."""
     found: dict[str, TextBaselines] = {}
-    for one in finished:
-        measured = text_baselines(one.evaluation)
+    for run in finished:
+        measured = text_baselines(run.evaluation)
         if measured is None:
             continue
         ngram = measured["ngram"] or {}
         text = TextBaselines(
-            track=one.trial.track,
+            track=run.trial.track,
             keys=[],
             bytes=measured["bytes"],
             gzip=measured["gzip"],
@@ -149,28 +149,33 @@ def _baselines(finished: Iterable[Finished]) -> list[TextBaselines]:
             train_bytes=ngram.get("train_bytes"),
         )
         keys = found.setdefault(text.model_dump_json(), text).keys
-        if one.trial.key not in keys:
-            keys.append(one.trial.key)
+        if run.trial.key not in keys:
+            keys.append(run.trial.key)
     return list(found.values())
 
 
 def _decode_metrics(group: Iterable[Finished]) -> dict[str, Interval]:
     """Speed of the first track that measured it, over its seeds."""
     by_track: dict[str, list[Finished]] = defaultdict(list)
-    for one in {one.trial.hash: one for one in group}.values():
-        by_track[one.trial.track].append(one)
-    found = (decode_metrics([one.evaluation for one in track]) for track in by_track.values())
+    for run in {run.trial.hash: run for run in group}.values():
+        by_track[run.trial.track].append(run)
+    found = (decode_metrics([run.evaluation for run in track]) for track in by_track.values())
     return next((metrics for metrics in found if metrics), {})
 
 
-def _curve(one: Finished) -> Curve:
-    points = [(int(step), float(loss)) for step, loss in one.result["train"]["losses"]]
-    return Curve(key=one.trial.key, track=one.trial.track, seed=one.trial.seed, points=points)
+def _curve(run: Finished) -> Curve:
+    points = [(int(step), float(loss)) for step, loss in run.result["train"]["losses"]]
+    return Curve(key=run.trial.key, track=run.trial.track, seed=run.trial.seed, points=points)
 
 
 def _front(configurations: Iterable[Configuration], context: int) -> list[str]:
-    measured = [one for one in configurations if "recall" in one.metrics]
-    return pareto({one.key: (one.cache_bytes[context], one.metrics["recall"].mean) for one in measured})
+    measured = [configuration for configuration in configurations if "recall" in configuration.metrics]
+    return pareto(
+        {
+            configuration.key: (configuration.cache_bytes[context], configuration.metrics["recall"].mean)
+            for configuration in measured
+        }
+    )
 
 
 def _guards(study: StudyFile, configurations: Sequence[Configuration]) -> list[Guard]:
@@ -184,8 +189,12 @@ def _guards(study: StudyFile, configurations: Sequence[Configuration]) -> list[G
 
 
 def _guard(track: str, metric: str, threshold: float, configurations: Sequence[Configuration]) -> Guard:
-    baselines = [one for one in configurations if one.ratio == "full" and metric in one.metrics]
-    best = max(baselines, key=lambda one: one.metrics[metric].mean, default=None)
+    baselines = [
+        configuration
+        for configuration in configurations
+        if configuration.ratio == "full" and metric in configuration.metrics
+    ]
+    best = max(baselines, key=lambda configuration: configuration.metrics[metric].mean, default=None)
     accuracy = best.metrics[metric].mean if best else None
     learnt = accuracy is not None and accuracy >= threshold
     what = "recall" if metric == "recall" else "accuracy"

@@ -114,7 +114,7 @@ def _forward_and_backward(operation: str, shape: Shape, name: str, device: str) 
     """The call to be measured, and the bytes of what it returns."""
     found = case(operation, shape, device)
     contenders = [Peer("plait", found.function), *found.peers]
-    chosen = next(one for one in contenders if one.name == name)
+    chosen = next(contender for contender in contenders if contender.name == name)
     inputs = chosen.prepare(found.inputs)
     outputs = found.gradient.nbytes + sum(x.nbytes for x in inputs)
     return contender(chosen.function, inputs, found.gradient), outputs

@@ -150,7 +150,7 @@ class MQAR(Task):
     @property
     def single_settings(self) -> list[MQAR]:
         """One task for each setting of the mixture."""
-        return [replace(self, length=one.length, pairs=one.pairs, mixture=()) for one in self.settings]
+        return [replace(self, length=setting.length, pairs=setting.pairs, mixture=()) for setting in self.settings]
 
     @property
     def settings(self) -> tuple[Setting, ...]:

@@ -125,9 +125,9 @@ def hybrid_training_flops(
         shape, context, batch, leading: as for :func:`training_flops`.
     """
     if leading:
-        factors = sum(leading_factor(one, shape, context) for one in layers)
+        factors = sum(leading_factor(layer, shape, context) for layer in layers)
         return 72 * batch * context * shape.width**2 * factors
-    return TRAINING * batch * sum(layer_forward_flops(one, shape, context) for one in layers)
+    return TRAINING * batch * sum(layer_forward_flops(layer, shape, context) for layer in layers)
 
 
 def leading_factor(architecture: Architecture, shape: Shape, context: int) -> float:

@@ -120,7 +120,7 @@ def grid_study(scaling: ScalingFile, source: str) -> StudyFile:
         },
         "transformer": scaling.transformer,
         "seeds": scaling.seeds,
-        "overrides": [one for size in scaling.sizes for one in _override(size)],
+        "overrides": [override for size in scaling.sizes for override in _override(size)],
         "workers": scaling.workers,
     }
     return parse_study(content, source)

@@ -65,17 +65,17 @@ def summarise_scaling(scaling: ScalingFile, store: Store) -> ScalingSummary:
     if not logged:
         raise StudyError(f"No run of {store.folder} has finished, so there is nothing to fit; run the study first.")
     groups: dict[str, list[Logged]] = defaultdict(list)
-    for one in logged:
-        groups[architecture_key(one.trial)].append(one)
+    for entry in logged:
+        groups[architecture_key(entry.trial)].append(entry)
     architectures = [_architecture(key, group, scaling.fit) for key, group in groups.items()]
     return ScalingSummary(
         name=scaling.name,
         description=scaling.description,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=record["command"],
-        training_seconds=sum(one.result["ended"] - one.result["started"] for one in logged),
+        training_seconds=sum(entry.result["ended"] - entry.result["started"] for entry in logged),
         versions=logged[0].result["versions"],
-        machine="; ".join(sorted({one.result["machine"] for one in logged})),
+        machine="; ".join(sorted({entry.result["machine"] for entry in logged})),
         commit=logged[0].result["commit"],
         architectures=architectures,
         comparison=_comparison(architectures),
@@ -122,7 +122,7 @@ def _tokens_per_step(trial: Trial, result: dict[str, Any]) -> float:
 
 
 def _architecture(key: str, group: Sequence[Logged], fit: FitSection) -> ArchitectureResult:
-    runs = [one.run for one in group]
+    runs = [entry.run for entry in group]
     skip = fit.skip_steps * _tokens_per_step(group[0].trial, group[0].result)
     points = smoothed(runs, fit.bins_per_decade, skip)
     if not points:
@@ -155,12 +155,12 @@ def _architecture(key: str, group: Sequence[Logged], fit: FitSection) -> Archite
 
 def _sizes(group: Sequence[Logged], points: Sequence[Point], fit: FitSection) -> list[SizeResult]:
     by_size: dict[str, list[Logged]] = defaultdict(list)
-    for one in group:
-        by_size[one.run.size].append(one)
+    for entry in group:
+        by_size[entry.run.size].append(entry)
     found = []
     for size, own in sorted(by_size.items(), key=lambda item: item[1][0].count.parameters):
         curve = sorted((point.flops, point.loss) for point in points if point.size == size)
-        last = {one.trial.seed: _last_loss(one.run, fit.bins_per_decade) for one in own}
+        last = {entry.trial.seed: _last_loss(entry.run, fit.bins_per_decade) for entry in own}
         found.append(
             SizeResult(
                 size=size,
@@ -192,11 +192,11 @@ def _fitted(name: str, laws: Laws, spread: Spread | None) -> FittedLaw:
 
 
 def _comparison(architectures: Sequence[ArchitectureResult]) -> Comparison | None:
-    fitted = [one for one in architectures if one.laws]
+    fitted = [architecture for architecture in architectures if architecture.laws]
     if len(fitted) < 2:
         return None
-    flops = min(one.high for one in fitted)
-    if flops < max(one.low for one in fitted):
+    flops = min(architecture.high for architecture in fitted)
+    if flops < max(architecture.low for architecture in fitted):
         return None
-    laws = {one.key: one.laws["loss"] for one in fitted}
+    laws = {architecture.key: architecture.laws["loss"] for architecture in fitted}
     return Comparison(flops=flops, losses={key: law.coefficient * flops**law.exponent for key, law in laws.items()})

@@ -10,7 +10,7 @@ MISSING = "–"
 
 def rows(summary: ScalingSummary) -> list[list[str]]:
     """One row for each architecture, under :data:`HEADER`: range, exponents with 95 % intervals, residual, loss."""
-    return [_row(one, summary) for one in summary.architectures]
+    return [_row(architecture, summary) for architecture in summary.architectures]
 
 
 def notes(summary: ScalingSummary) -> list[str]:
@@ -20,35 +20,45 @@ def notes(summary: ScalingSummary) -> list[str]:
         "power of the training FLOPs C; shown is the exponent.",
         "Fits hold only inside their range of FLOPs; nothing is extrapolated.",
     ]
-    intervals = [law.interval for one in summary.architectures for law in one.laws.values()]
+    intervals = [law.interval for architecture in summary.architectures for law in architecture.laws.values()]
     if any(interval is not None for interval in intervals):
         said.append("Intervals are 95 %, over runs drawn with replacement.")
     elif intervals:
         said.append("There are too few runs for intervals.")
     said += [
-        f"{one.key}: the best size changes {one.changes} times, {one.ended} of them where the runs of the old one end; "
-        "there N(C) and D(C) follow the length of the runs."
-        for one in summary.architectures
-        if one.laws and one.ended
+        f"{architecture.key}: the best size changes {architecture.changes} times, {architecture.ended} of them "
+        "where the runs of the old one end; there N(C) and D(C) follow the length of the runs."
+        for architecture in summary.architectures
+        if architecture.laws and architecture.ended
     ]
     if summary.comparison:
         said.append(
             f"Equal C is {summary.comparison.flops:.3g} FLOPs, the most that every fit reaches; the loss is in nats."
         )
-    said += [f"{one.key} has no fit: {one.reason}" for one in summary.architectures if one.reason]
+    said += [
+        f"{architecture.key} has no fit: {architecture.reason}"
+        for architecture in summary.architectures
+        if architecture.reason
+    ]
     if summary.finished < summary.runs:
         said.append(f"{summary.finished} of {summary.runs} runs have finished; the rest may change the fits.")
     return said
 
 
-def _row(one: ArchitectureResult, summary: ScalingSummary) -> list[str]:
-    reach = f"{one.low:.2g} to {one.high:.2g}"
-    if not one.laws:
-        return [one.key, reach, *[MISSING] * (len(HEADER) - 2)]
-    loss = one.laws["loss"]
+def _row(architecture: ArchitectureResult, summary: ScalingSummary) -> list[str]:
+    reach = f"{architecture.low:.2g} to {architecture.high:.2g}"
+    if not architecture.laws:
+        return [architecture.key, reach, *[MISSING] * (len(HEADER) - 2)]
+    loss = architecture.laws["loss"]
     residual = f"{loss.residual:.1%} (at most {loss.largest:.1%})"
-    equal = f"{summary.comparison.losses[one.key]:.3f}" if summary.comparison else MISSING
-    return [one.key, reach, *(_exponent(one.laws[name]) for name in ("loss", "parameters", "tokens")), residual, equal]
+    equal = f"{summary.comparison.losses[architecture.key]:.3f}" if summary.comparison else MISSING
+    return [
+        architecture.key,
+        reach,
+        *(_exponent(architecture.laws[name]) for name in ("loss", "parameters", "tokens")),
+        residual,
+        equal,
+    ]
 
 
 def _exponent(law: FittedLaw) -> str:
