@@ -101,11 +101,11 @@ class AFractionOfHeadsSuffices(Claim):
     def decide(self, data: dict[str, Any]) -> Outcome:
         full = interval([_mean(row) for row in data["recalls"] if row["chosen"] == "all"], "seeds", (0.0, 1.0))
         kept = {
-            (chosen, share): interval(_kept(data, chosen, share), "seeds", (0.0, np.inf))
+            (chosen, share): interval(_shares_of(data, chosen, share), "seeds", (0.0, np.inf))
             for chosen in ("trained", "random")
             for share in SHARES
         }
-        none = interval(_kept(data, "none", 0.0), "seeds", (0.0, np.inf))
+        none = interval(_shares_of(data, "none", 0.0), "seeds", (0.0, np.inf))
         seen = (
             f"Full attention recalls {_span(full)}; of that stays {_span(none)} where all heads stream; "
             + "; ".join(
@@ -123,9 +123,9 @@ class AFractionOfHeadsSuffices(Claim):
         return ("holds" if sure else "inconclusive"), f"{seen}."
 
     def figure(self, data: dict[str, Any]) -> LinesFigure:
-        none = interval(_kept(data, "none", 0.0), "seeds", (0.0, np.inf))
+        none = interval(_shares_of(data, "none", 0.0), "seeds", (0.0, np.inf))
         lines = [
-            Line(name, [none, *(interval(_kept(data, chosen, share), "seeds", (0.0, np.inf)) for share in SHARES)])
+            Line(name, [none, *(interval(_shares_of(data, chosen, share), "seeds", (0.0, np.inf)) for share in SHARES)])
             for name, chosen in (("trained gates", "trained"), ("by chance", "random"))
         ]
         full = Interval(mean=1.0, low=1.0, high=1.0, n=1, over="none")
@@ -153,7 +153,7 @@ def _mean(row: dict[str, Any]) -> float:
     return sum(values) / len(values)
 
 
-def _kept(data: dict[str, Any], chosen: str, share: float) -> list[float]:
+def _shares_of(data: dict[str, Any], chosen: str, share: float) -> list[float]:
     """Recall as shares of full attention's, by seed and draw."""
     full = {row["seed"]: _mean(row) for row in data["recalls"] if row["chosen"] == "all"}
     rows = [row for row in data["recalls"] if (row["chosen"], row["share"]) == (chosen, share)]

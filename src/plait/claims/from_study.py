@@ -44,15 +44,15 @@ class ClaimFromStudy(Claim):
         path = shipped_study(self.study)
         study = load_study(path)
         study = study.model_copy(update={"tracks": {name: study.tracks[name] for name in self.tracks}})
-        found = trials(study, str(path))
-        check_models(found)
+        resolved = trials(study, str(path))
+        check_models(resolved)
         store = Store(Path(folder).parent / self.study)
-        announce(f"{len(found)} trials of {self.study}, in {store.folder}")
+        announce(f"{len(resolved)} trials of {self.study}, in {store.folder}")
         store.write_study(study, str(path), f"plait study run {store.folder}")
-        outcome = run_trials(store, found)
+        outcome = run_trials(store, resolved)
         if outcome.failed:
             raise StudyError(
-                f"{len(outcome.failed)} of {len(found)} trials failed; 'plait study status {store.folder}' says why."
+                f"{len(outcome.failed)} of {len(resolved)} trials failed; 'plait study status {store.folder}' says why."
             )
         summary = summarise(store.folder)
         kept = [
@@ -71,7 +71,7 @@ class ClaimFromStudy(Claim):
             "configurations": [configuration.model_dump(mode="json") for configuration in kept],
             "guards": [guard.model_dump(mode="json") for guard in summary.guards],
         }
-        seeds = sorted({trial.seed for trial in found})
+        seeds = sorted({trial.seed for trial in resolved})
         where = {"versions": summary.versions, "machine": summary.machine, "commit": summary.commit}
         return Measurement(data, summary.seconds, seeds, where)
 

@@ -116,8 +116,8 @@ class ChosenLayersBeatEvenOnes(Claim):
 
     @staticmethod
     def _recalls(data: dict[str, Any], way: str) -> list[float]:
-        found = [_recall_scores(run["after"]) for run in data["runs"] if run["way"] == way]
-        return [sum(scores.values()) / len(scores) for scores in found]
+        tables = [_recall_scores(run["after"]) for run in data["runs"] if run["way"] == way]
+        return [sum(scores.values()) / len(scores) for scores in tables]
 
 
 def _recall_scores(after: dict[str, Any]) -> dict[str, float]:

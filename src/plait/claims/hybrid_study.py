@@ -111,11 +111,11 @@ class _HybridStudy(ClaimFromStudy):
         ratios = ordered_ratios(configurations)
         lines = []
         for mixer, style in mixer_styles(configuration.mixer for configuration in configurations).items():
-            found = {
+            by_ratio = {
                 configuration.ratio: configuration for configuration in configurations if configuration.mixer == mixer
             }
-            values = [found[ratio].metrics[self.metric] if ratio in found else None for ratio in ratios]
-            lines.append(Line(style.label, values, baseline=is_transformer(next(iter(found.values())))))
+            values = [by_ratio[ratio].metrics[self.metric] if ratio in by_ratio else None for ratio in ratios]
+            lines.append(Line(style.label, values, baseline=is_transformer(next(iter(by_ratio.values())))))
         title, bounds = {
             "loss": ("Held-out loss, nats per token", None),
             "recall": ("Recall, accuracy on MQAR", (0.0, 1.0)),

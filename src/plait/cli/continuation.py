@@ -152,5 +152,5 @@ def _layers(network: PreTrainedModel) -> list[nn.Module]:
     from torch import nn
 
     count = getattr(network.config.get_text_config(), "num_hidden_layers", None)
-    found = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
-    return list(found[0]) if found else []
+    stacks = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    return list(stacks[0]) if stacks else []

@@ -12,15 +12,15 @@ _ENTRY = re.compile(r"^(?P<names>\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \([^)]*\))?: (?
 
 def sections(documentation: str | None) -> dict[str, str]:
     """A docstring by section; the text before the first ``Title:`` line stands under ``""``."""
-    found: dict[str, list[str]] = {"": []}
-    current = found[""]
+    texts: dict[str, list[str]] = {"": []}
+    current = texts[""]
     for line in inspect.cleandoc(documentation or "").splitlines():
         title = _SECTION.match(line)
         if title:
-            current = found.setdefault(title[1], [])
+            current = texts.setdefault(title[1], [])
         else:
             current.append(line)
-    return {title: textwrap.dedent("\n".join(lines)).strip() for title, lines in found.items()}
+    return {title: textwrap.dedent("\n".join(lines)).strip() for title, lines in texts.items()}
 
 
 def argument_texts(documentation: str | None) -> dict[str, str]:

@@ -70,20 +70,20 @@ def warnings(*, fla: bool, cuda: bool, unusable: str | None) -> list[str]:
         cuda: whether torch sees a CUDA device.
         unusable: the accelerator that torch was built for and that this machine does not offer, or None.
     """
-    found = []
+    lines = []
     if unusable:
-        found.append(
+        lines.append(
             f"this torch is built for {unusable}, and there is no such device or driver here. plait computes on the "
             "CPU, with the same numbers; a CPU build of torch takes a sixth of the space: "
             "pip install torch --index-url https://download.pytorch.org/whl/cpu"
         )
     if fla and not cuda:
-        found.append(
+        lines.append(
             "flash-linear-attention is installed but there is no CUDA device. plait's models are not affected; "
             "transformers' own models with Gated DeltaNet layers (Qwen3-Next, OLMo-Hybrid, Kimi Linear) bind its GPU "
             "kernels on import and fail on CPU. To fix it: pip uninstall flash-linear-attention fla-core"
         )
-    return found
+    return lines
 
 
 def _print(findings: dict[str, Any]) -> None:

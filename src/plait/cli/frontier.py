@@ -49,8 +49,8 @@ def command(
         + [_share(value) for value in (p.prefill, p.decode, p.held)]
         for p in points
     ]
-    found = {"model": subject.name, "points": records(points), **provenance()}
-    write_json(folder / "frontier.json", found)
+    result = {"model": subject.name, "points": records(points), **provenance()}
+    write_json(folder / "frontier.json", result)
     page = write_figures_page(
         folder / "frontier.html",
         f"Policies on {subject.name}",
@@ -63,7 +63,7 @@ def command(
         right=(2, 3, 6, 7, 8),
     )
     if as_json:
-        print_json({**found, "page": str(page)})
+        print_json({**result, "page": str(page)})
         return
     for task in dict.fromkeys(point.task for point in points):
         say(task)

@@ -36,14 +36,14 @@ def command(
 def _find(name: str, kind: str | None) -> Method:
     if kind is not None:
         return catalog.get(name, kind)
-    found = [method for method in catalog.methods() if method.name == name]
-    if not found:
+    matches = [method for method in catalog.methods() if method.name == name]
+    if not matches:
         known = {method.name for method in catalog.methods()}
         raise CatalogError(f"There is no method named {name!r}.{nearest(name, known)}")
-    if len(found) > 1:
-        kinds = " or ".join(f"--kind {method.kind}" for method in found)
+    if len(matches) > 1:
+        kinds = " or ".join(f"--kind {method.kind}" for method in matches)
         raise CatalogError(f"Several methods are named {name!r}: add {kinds}.")
-    return found[0]
+    return matches[0]
 
 
 def describe(method: Method, hidden_size: int, length: int) -> dict[str, Any]:

@@ -60,24 +60,24 @@ def run(
     if cluster is None and (storage is not None or autoscaling):
         raise OptionError(f"{'--storage' if storage is not None else '--autoscaling'} needs --cluster.")
     study = load_study(file)
-    found = trials(study, str(file))
-    check_models(found)
+    resolved = trials(study, str(file))
+    check_models(resolved)
     check_claims(study.claims)
     store = Store(out or Path("runs") / study.name)
     if dry_run:
-        _dry_run(store, study, found, as_json)
+        _dry_run(store, study, resolved, as_json)
         return
     command = shlex.join(["plait", *sys.argv[1:]])
     store.write_study(study, str(file), command)
     try:
         if cluster is None:
-            outcome = run_trials(store, found, workers or study.workers, retry_failed)
+            outcome = run_trials(store, resolved, workers or study.workers, retry_failed)
         else:
             from plait.study.cluster import run_on_cluster
 
             outcome = run_on_cluster(
                 store,
-                found,
+                resolved,
                 cluster,
                 storage=storage,
                 workers=workers,
@@ -85,14 +85,14 @@ def run(
                 autoscaling=autoscaling,
             )
     except KeyboardInterrupt:
-        done = sum(store.result(trial) is not None for trial in found)
-        typer.echo(f"\nplait: Stopped with {done} of {len(found)} trials done. To go on: {command}", err=True)
+        done = sum(store.result(trial) is not None for trial in resolved)
+        typer.echo(f"\nplait: Stopped with {done} of {len(resolved)} trials done. To go on: {command}", err=True)
         raise typer.Exit(130) from None
     _report(store, as_json)
     if outcome.failed:
         again = command if retry_failed else f"{command} --retry-failed"
         raise StudyError(
-            f"{len(outcome.failed)} of {len(found)} trials did not finish; 'plait study status {store.folder}' says "
+            f"{len(outcome.failed)} of {len(resolved)} trials did not finish; 'plait study status {store.folder}' says "
             f"why, their logs are in {store.folder}/trials. To try again: {again}"
         )
 
@@ -150,9 +150,9 @@ def plan(
 
     study = load_study(file)
     resolved = trials(study, str(file))
-    found = _device(device).with_figures(peak, None, None if memory is None else devices.parse_bytes(memory))
+    target = _device(device).with_figures(peak, None, None if memory is None else devices.parse_bytes(memory))
     reached = (1.0 if device == "here" else 0.4) if utilisation is None else utilisation
-    machine = Machine(found, reached, price)
+    machine = Machine(target, reached, price)
     rows = budgets(study, resolved, machine)
     if as_json:
         print_json(study_budget.record(rows, machine))
@@ -184,17 +184,17 @@ def _device(name: str) -> Device:
     return this_machine()
 
 
-def _dry_run(store: Store, study: StudyFile, found: list[Trial], as_json: bool) -> None:
+def _dry_run(store: Store, study: StudyFile, resolved: list[Trial], as_json: bool) -> None:
     """List the trials, and what they cost on this machine."""
     from plait.cli import study_budget
     from plait.errors import OptionError
     from plait.study.plan import Machine
     from plait.study.plan import plan as budgets
 
-    rows = [{"trial": t.hash, "track": t.track, "key": t.key, "seed": t.seed} for t in found]
+    rows = [{"trial": t.hash, "track": t.track, "key": t.key, "seed": t.seed} for t in resolved]
     machine = Machine(_device("here"), 1.0)
     try:
-        planned = budgets(study, found, machine)
+        planned = budgets(study, resolved, machine)
     except OptionError as error:  # the study can run; only its cost is not known yet
         planned, unknown = None, str(error)
     if as_json:

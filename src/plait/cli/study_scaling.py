@@ -38,15 +38,15 @@ def command(
     store = Store(out or Path("runs") / scaling.name)
     failed = 0
     if not report:
-        found = trials(study, str(file))
-        check_models(found)
+        resolved = trials(study, str(file))
+        check_models(resolved)
         shown = shlex.join(["plait", *sys.argv[1:]])
         store.write_study(study, str(file), shown)
         try:
-            failed = len(run_trials(store, found, workers or scaling.workers, retry_failed).failed)
+            failed = len(run_trials(store, resolved, workers or scaling.workers, retry_failed).failed)
         except KeyboardInterrupt:
-            done = sum(store.result(trial) is not None for trial in found)
-            typer.echo(f"\nplait: Stopped with {done} of {len(found)} runs done. To go on: {shown}", err=True)
+            done = sum(store.result(trial) is not None for trial in resolved)
+            typer.echo(f"\nplait: Stopped with {done} of {len(resolved)} runs done. To go on: {shown}", err=True)
             raise typer.Exit(130) from None
     summary = summarise_scaling(scaling, store)
     page = write_page(summary, store.folder)

@@ -142,9 +142,9 @@ def content(path: Path, kind: type[PlaitError] = DataError) -> bytes:
         PlaitError: it cannot be read, or is a pointer of Git LFS in place of the file.
     """
     with opened(path, kind) as file:
-        found = file.read()
-    check_pointer(found, path, kind)
-    return found
+        data = file.read()
+    check_pointer(data, path, kind)
+    return data
 
 
 @contextlib.contextmanager
@@ -250,10 +250,10 @@ def read_json_object(path: Path, kind: type[PlaitError] = DataError) -> dict[str
     Raises:
         PlaitError: it cannot be read or holds something else.
     """
-    found = read_json(path, kind)
-    if not isinstance(found, dict):
-        raise kind(f"{path} is not a JSON object but {quoted(found, 60)}.")
-    return found
+    value = read_json(path, kind)
+    if not isinstance(value, dict):
+        raise kind(f"{path} is not a JSON object but {quoted(value, 60)}.")
+    return value
 
 
 def check_json_object(path: Path, kind: type[PlaitError] = DataError) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _this_cpu() -> Device:
 
     from plait.timing.machine import ceilings
 
-    found = ceilings("cpu", torch.float32)
+    rates = ceilings("cpu", torch.float32)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    peak, bandwidth = found["matmul GFLOP/s"] * 1e9, found["copy GB/s"] * 1e9
+    peak, bandwidth = rates["matmul GFLOP/s"] * 1e9, rates["copy GB/s"] * 1e9
     return Device("this CPU", peak, bandwidth, memory, "measured now: products and copies of fp32 matrices")

@@ -101,8 +101,8 @@ def make_plan(
     """
     shape = shape_for(size, vocab_size) if isinstance(size, int) else Shape(*size, vocab_size, "as asked for")
     recall = published(shape.layers, shape.hidden_size) if study is None else of_study(study)
-    found = candidates(shape, load, device, recall, grid)
-    return Plan(shape, load, device, recall.source, choose(found.found, device.memory, found.refused))
+    considered = candidates(shape, load, device, recall, grid)
+    return Plan(shape, load, device, recall.source, choose(considered.found, device.memory, considered.refused))
 
 
 def _gib(size: int) -> str:

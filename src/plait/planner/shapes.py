@@ -80,18 +80,18 @@ def shape_for(parameters: int, vocab_size: int = VOCABULARY) -> Shape:
     if parameters in PAPER_WIDTHS and vocab_size == VOCABULARY:
         width = PAPER_WIDTHS[parameters]
         return Shape(PAPER_LAYERS, width, vocab_size, f"the {_NAMES[parameters]} shape of 2507.06457")
-    found = []
+    shapes = []
     for width in range(WIDTH_STEP, 32 * 1024, WIDTH_STEP):
         for layers in _DEPTHS:
             error = abs(transformer_parameters(layers, width, vocab_size) / parameters - 1)
             if error <= TOLERANCE:
-                found.append((abs(layers - PAPER_LAYERS), error, layers, width))
-    if not found:
+                shapes.append((abs(layers - PAPER_LAYERS), error, layers, width))
+    if not shapes:
         least = transformer_parameters(_DEPTHS[0], WIDTH_STEP, vocab_size)
         raise OptionError(
             f"No model of the family (width a multiple of {WIDTH_STEP}, {_DEPTHS[0]} to {_DEPTHS[-1]} layers, "
             f"vocabulary {vocab_size:,}) has {parameters:,} parameters within {TOLERANCE:.0%}; the smallest has "
             f"{least:,}. Ask for another number, or set --layers and --hidden-size."
         )
-    _, error, layers, width = min(found)
+    _, error, layers, width = min(shapes)
     return Shape(layers, width, vocab_size, f"the family's shape nearest to 24 layers within {TOLERANCE:.0%}")

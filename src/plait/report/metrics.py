@@ -42,7 +42,7 @@ def answer_metrics(summary: StudySummary) -> list[str]:
 
 def tracks_of(summary: StudySummary) -> list[str]:
     """The tracks of a study, and those that only its configurations know."""
-    found = dict.fromkeys(summary.tracks)
+    tracks = dict.fromkeys(summary.tracks)
     for configuration in summary.configurations:
-        found |= dict.fromkeys([*configuration.parameters, *configuration.seeds])
-    return list(found)
+        tracks |= dict.fromkeys([*configuration.parameters, *configuration.seeds])
+    return list(tracks)

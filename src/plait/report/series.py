@@ -49,7 +49,7 @@ def group(configurations: Iterable[Configuration]) -> list[Series]:
     }
     for configuration in hybrids if several else []:
         placements[configuration.mixer, _fields(configuration)][configuration.placement] = None
-    found = []
+    groups = []
     for (mixer, fields), names in placements.items():
         own = [
             configuration
@@ -63,10 +63,10 @@ def group(configurations: Iterable[Configuration]) -> list[Series]:
                 if placement is None or configuration not in hybrids or configuration.placement == placement
             ]
             variant = ", ".join(part for part in (fields, f"placement={placement}" if placement else "") if part)
-            found.append(
+            groups.append(
                 Series(mixer, variant, sorted(members, key=lambda configuration: ratio_order(configuration.ratio)))
             )
-    return found
+    return groups
 
 
 def _fields(configuration: Configuration) -> str:

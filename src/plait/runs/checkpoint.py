@@ -29,10 +29,10 @@ def set_aside(folder: Path) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first; see :func:`newest_whole` for damage."""
-    found = [
+    numbered = [
         (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))
     ]
-    return [path for _, path in sorted(found)]
+    return [path for _, path in sorted(numbered)]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -46,9 +46,9 @@ def newest_whole(folder: Path) -> Path | None:
     Raises:
         TrainingError: there are checkpoints and none is whole.
     """
-    found = checkpoints(folder)
+    saved = checkpoints(folder)
     damaged: list[tuple[Path, str]] = []
-    for checkpoint in reversed(found):
+    for checkpoint in reversed(saved):
         wrong = fault(checkpoint)
         if wrong is None:
             for path, why in damaged:

@@ -69,8 +69,8 @@ def find_runs(folder: Path) -> list[Path]:
         raise OptionError(f"There is no folder {folder}.")
     if (folder / RUN_FILE).exists():
         return [folder]
-    found = [path.parent for pattern in ("*", "trials/*") for path in folder.glob(f"{pattern}/{RUN_FILE}")]
-    return sorted(path for path in found if not path.name.startswith("."))
+    folders = [path.parent for pattern in ("*", "trials/*") for path in folder.glob(f"{pattern}/{RUN_FILE}")]
+    return sorted(path for path in folders if not path.name.startswith("."))
 
 
 def summarise(folder: Path, *, verify: bool = False) -> RunSummary:

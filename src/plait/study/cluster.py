@@ -242,7 +242,7 @@ class _Run:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         needs = trial.resources
-        strategy = "STRICT_PACK" if self._packed(trial) else "PACK"
+        strategy = "STRICT_PACK" if self._needs_one_machine(trial) else "PACK"
         bundles = [{"CPU": needs.cpus, **({"GPU": needs.gpus} if needs.gpus else {})}] * needs.processes
         group = placement_group(bundles, strategy=strategy)
         resources: dict[str, Any] = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": 0}
@@ -264,7 +264,7 @@ class _Run:
         finally:
             remove_placement_group(group)
 
-    def _packed(self, trial: Trial) -> bool:
+    def _needs_one_machine(self, trial: Trial) -> bool:
         return self.storage is not None or fits_one_machine(trial.resources, _machines())
 
     async def _follow_all(self, trial: Trial, tasks: Sequence[Any]) -> Message:
@@ -320,10 +320,10 @@ class _Run:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         deadline = time.monotonic() + GRACE
-        while any(self._held(trial) for trial in started) and time.monotonic() < deadline:
+        while any(self._is_held(trial) for trial in started) and time.monotonic() < deadline:
             await asyncio.sleep(0.2)
 
-    def _held(self, trial: Trial) -> bool:
+    def _is_held(self, trial: Trial) -> bool:
         return self.store.running(trial) if self.storage is None else self.storage.leased(trial.hash)
 
     def _order(self, trial: Trial) -> Order:

@@ -210,10 +210,10 @@ class _Scratch(_Workplace):
         return self.lease.lost
 
     def publish(self) -> None:
-        found = newest(self.folder)
-        if found is not None and found != self.published and not self.lost:
+        latest = newest(self.folder)
+        if latest is not None and latest != self.published and not self.lost:
             self.storage.push(self.trial.hash, self.folder)
-            self.published = found
+            self.published = latest
 
     def report(self) -> Message:
         path = self.folder / metrics.FILE

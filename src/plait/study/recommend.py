@@ -69,7 +69,7 @@ def recommend(
 
     chosen = min(filter(qualifies, measured), key=order, default=None)
     if chosen is None:
-        sentence = f"No recommendation: no configuration {_wanted(study, lm, recall)}."
+        sentence = f"No recommendation: no configuration {_conditions(study, lm, recall)}."
         return Recommendation(key=None, sentences=[sentence])
     return Recommendation(key=chosen.key, sentences=_sentences(study, chosen, measured, lowest, lm, recall, complete))
 
@@ -125,7 +125,7 @@ def _sentences(
     return [first, second[0].upper() + second[1:]]
 
 
-def _wanted(study: StudyFile, lm: bool, recall: bool) -> str:
+def _conditions(study: StudyFile, lm: bool, recall: bool) -> str:
     parts = []
     if recall:
         parts.append(f"keeps recall within {study.thresholds.recall_tolerance:g} of the transformer")

@@ -116,11 +116,11 @@ def run_trials(
 def pending_trials(store: Store, trials: Sequence[Trial], retry_failed: bool) -> list[Trial]:
     """What is left to do: neither done nor failed by itself, unless ``retry_failed`` asks for that again."""
 
-    def wanted(trial: Trial) -> bool:
+    def is_wanted(trial: Trial) -> bool:
         error = store.error(trial)
         return error is None or error["killed"] or retry_failed
 
-    return [trial for trial in trials if store.result(trial) is None and wanted(trial)]
+    return [trial for trial in trials if store.result(trial) is None and is_wanted(trial)]
 
 
 def outcome(store: Store, trials: Sequence[Trial]) -> Outcome:

@@ -117,8 +117,8 @@ def decode_metrics(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:
 def text_baselines(evaluation: Evaluation) -> dict[str, Any] | None:
     """What compressors and counts make of the held-out text; None where there is no such text."""
     for result in _trained(evaluation, "text"):
-        found: dict[str, Any] | None = result["scores"][0]["more"].get("baselines")
-        return found
+        baselines: dict[str, Any] | None = result["scores"][0]["more"].get("baselines")
+        return baselines
     return None
 
 

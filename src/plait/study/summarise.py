@@ -132,7 +132,7 @@ def _track_metrics(track: list[Finished]) -> dict[str, Interval]:
 
 def _baselines(finished: Iterable[Finished]) -> list[TextBaselines]:
     """One for each text that models were measured on, with the configurations that were."""
-    found: dict[str, TextBaselines] = {}
+    texts: dict[str, TextBaselines] = {}
     for run in finished:
         measured = text_baselines(run.evaluation)
         if measured is None:
@@ -148,10 +148,10 @@ def _baselines(finished: Iterable[Finished]) -> list[TextBaselines]:
             ngram_length=ngram.get("length"),
             train_bytes=ngram.get("train_bytes"),
         )
-        keys = found.setdefault(text.model_dump_json(), text).keys
+        keys = texts.setdefault(text.model_dump_json(), text).keys
         if run.trial.key not in keys:
             keys.append(run.trial.key)
-    return list(found.values())
+    return list(texts.values())
 
 
 def _decode_metrics(group: Iterable[Finished]) -> dict[str, Interval]:
@@ -159,8 +159,8 @@ def _decode_metrics(group: Iterable[Finished]) -> dict[str, Interval]:
     by_track: dict[str, list[Finished]] = defaultdict(list)
     for run in {run.trial.hash: run for run in group}.values():
         by_track[run.trial.track].append(run)
-    found = (decode_metrics([run.evaluation for run in track]) for track in by_track.values())
-    return next((metrics for metrics in found if metrics), {})
+    tables = (decode_metrics([run.evaluation for run in track]) for track in by_track.values())
+    return next((metrics for metrics in tables if metrics), {})
 
 
 def _curve(run: Finished) -> Curve:

@@ -83,7 +83,7 @@ def trials(study: StudyFile, source: str | None = None) -> list[Trial]:
         OptionError: a grid point that is not a valid run; the message names key and value.
     """
     source = source or f"study {study.name!r}"
-    found: dict[str, Trial] = {}
+    by_hash: dict[str, Trial] = {}
     labels: dict[tuple[str, str, int], str] = {}
     for position in range(max(len(_seeds(study, track)) for track in study.tracks.values())):
         for point in _points(study):
@@ -92,7 +92,7 @@ def trials(study: StudyFile, source: str | None = None) -> list[Trial]:
                 if position >= len(seeds):
                     continue
                 trial = _resolve(study, name, point, seeds[position], source)
-                if trial is None or trial.hash in found:
+                if trial is None or trial.hash in by_hash:
                     continue
                 label = (trial.track, trial.key, trial.seed)
                 if label in labels:
@@ -101,10 +101,10 @@ def trials(study: StudyFile, source: str | None = None) -> list[Trial]:
                         "their axes must differ in name or value."
                     )
                 labels[label] = trial.hash
-                found[trial.hash] = trial
-    if not found:
+                by_hash[trial.hash] = trial
+    if not by_hash:
         raise OptionError(f"{source}: no trial is left; 'exclude' drops every point of the grid.")
-    return list(found.values())
+    return list(by_hash.values())
 
 
 def _seeds(study: StudyFile, track: Track) -> list[int]:

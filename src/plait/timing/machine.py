@@ -63,9 +63,9 @@ def ceilings(device: str = "cpu", dtype: torch.dtype = torch.float32, size: int 
     Returns:
         ``matmul GFLOP/s`` and ``copy GB/s``.
     """
-    found = [matrix_product(device, dtype, size), copy(device, dtype, size)]
-    seconds = take_turns({ceiling.name: ceiling.call for ceiling in found}, device=device)
-    return {ceiling.name: ceiling.amount / statistics.median(seconds[ceiling.name]) for ceiling in found}
+    bounds = [matrix_product(device, dtype, size), copy(device, dtype, size)]
+    seconds = take_turns({ceiling.name: ceiling.call for ceiling in bounds}, device=device)
+    return {ceiling.name: ceiling.amount / statistics.median(seconds[ceiling.name]) for ceiling in bounds}
 
 
 def timed_dtype(device: str) -> torch.dtype:

@@ -157,11 +157,11 @@ def _sizes(group: Sequence[Logged], points: Sequence[Point], fit: FitSection) ->
     by_size: dict[str, list[Logged]] = defaultdict(list)
     for entry in group:
         by_size[entry.run.size].append(entry)
-    found = []
+    results = []
     for size, own in sorted(by_size.items(), key=lambda item: item[1][0].count.parameters):
         curve = sorted((point.flops, point.loss) for point in points if point.size == size)
         last = {entry.trial.seed: _last_loss(entry.run, fit.bins_per_decade) for entry in own}
-        found.append(
+        results.append(
             SizeResult(
                 size=size,
                 layers=Architecture.of(own[0].trial.config).layers,
@@ -171,7 +171,7 @@ def _sizes(group: Sequence[Logged], points: Sequence[Point], fit: FitSection) ->
                 losses=last,
             )
         )
-    return found
+    return results
 
 
 def _last_loss(run: Run, per_decade: int) -> float:
