@@ -217,14 +217,16 @@ def check_state(case: str) -> None:
         model(tokens(1, length), past_key_values=cache, use_cache=True)
         sizes.append(cache.bytes())
         segments = [one for layer in cache.layers for one in layer.state.segments.values()]
-        held = sum(x.untyped_storage().nbytes() for one in segments for name, x in one.tensors() if name != "start")
+        held = sum(
+            x.untyped_storage().nbytes() for one in segments for name, x in one.tensors() if name not in one.bookkeeping
+        )
         assert held <= 1.5 * cache.bytes()  # keys and values grow ahead; a view of a whole prompt would hold more
     in_double = plan_cost(model.config, 40, cache_dtype=torch.float64).state_bytes
     recurrent_bytes = sum(
         segment.bytes()
         for layer in range(2)
         for segment in cache.layers[layer].state.segments.values()
-        if type(segment).__name__ == "Recurrent"
+        if segment.recurrent
     )
     # cost counts recurrent states in fp32; this model runs in fp64
     assert sizes[1] == in_double + recurrent_bytes // 2

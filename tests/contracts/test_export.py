@@ -9,7 +9,7 @@ from torch.export import Dim
 
 from contracts.checks import cases, close, tiny_model, tokens
 from plait import ops
-from plait.models import PlaitForCausalLM
+from plait.models import DecodeStep, PlaitForCausalLM
 
 SIZES = [(1, 2), (3, 40), (5, 70)]
 
@@ -58,3 +58,16 @@ def test_any_padding(case: str) -> None:
         mask[0, : length // 2] = 0
         real = mask.bool()
         close(program(ids, mask)[real], model(ids, attention_mask=mask, use_cache=False).logits[real], 1e-4)
+
+
+def test_counters_travel_with_the_states() -> None:
+    """What a window has seen is known after a step as after a pass of the model."""
+    model = tiny_model("attention-window")
+    cache = model.model.new_cache()
+    with torch.no_grad():
+        model(tokens(1, 9), past_key_values=cache)
+        _, states = DecodeStep(model)(torch.tensor([[3]]), torch.tensor([[9]]), DecodeStep.states(cache))
+        model(torch.tensor([[3]]), past_key_values=cache)
+    for after, expected in zip(states, DecodeStep.states(cache), strict=True):
+        torch.testing.assert_close(after, expected)
+    assert [int(x[0]) for x in states if x.dtype == torch.long] == [10, 10]

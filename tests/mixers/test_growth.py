@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from plait.mixers.growth import Growth
-from plait.mixers.state import KeyValues
+from plait.mixers.state import Tokens
 
 
 def rows(tokens: int, seed: int = 0) -> Tensor:
@@ -39,11 +39,11 @@ def test_a_tensor_from_elsewhere_is_copied_first() -> None:
 
 
 def test_a_window_stays_small() -> None:
-    segment, everything = KeyValues(window=33), rows(0)
+    segment, everything = Tokens("keys", "values", window=33), rows(0)
     for step, tokens in enumerate([500, *[1] * 150, 40, *[1] * 10]):
         new = rows(tokens, step)
         everything = torch.cat([everything, new], 1)
-        keys, _, _ = segment.append(new, new, None)
+        (keys, _), _ = segment.append(new, new)
         assert torch.equal(keys, everything[:, -min(everything.shape[1], 32 + tokens) :])
         assert segment.keys is not None
         assert torch.equal(segment.keys, everything[:, -32:])
@@ -69,13 +69,13 @@ def test_a_buffer_of_inference_mode_serves_outside_it() -> None:
 
 
 def test_a_copy_has_room_of_its_own() -> None:
-    segment = KeyValues()
+    segment = Tokens("keys", "values")
     for step in range(3):
-        segment.append(rows(20, step), rows(20, step), None)
+        segment.append(rows(20, step), rows(20, step))
     twin = segment.copy()
-    assert isinstance(twin, KeyValues)
-    segment.append(rows(1, 8), rows(1, 8), None)
-    twin.append(rows(1, 9), rows(1, 9), None)
+    assert isinstance(twin, Tokens)
+    segment.append(rows(1, 8), rows(1, 8))
+    twin.append(rows(1, 9), rows(1, 9))
     assert segment.keys is not None
     assert twin.keys is not None
     assert torch.equal(segment.keys[:, -1:], rows(1, 8))

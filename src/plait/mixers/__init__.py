@@ -2,16 +2,18 @@
 
 from plait.mixers.base import Cost, Dims, Mixer
 from plait.mixers.context import Context
-from plait.mixers.state import ConvTail, KeyValues, LayerState, Recurrent, Segment
+from plait.mixers.state import ConvTail, LayerState, Notes, Segment, States, Summaries, Tokens
 
 __all__ = [
     "Context",
     "ConvTail",
     "Cost",
     "Dims",
-    "KeyValues",
     "LayerState",
     "Mixer",
-    "Recurrent",
+    "Notes",
     "Segment",
+    "States",
+    "Summaries",
+    "Tokens",
 ]

@@ -15,7 +15,7 @@ from plait.mixers.context import Context
 from plait.mixers.convolved import ConvolvedMixer
 from plait.mixers.linear import default_heads, split_heads
 from plait.mixers.softmax_mixer import Rotation, Scoring
-from plait.mixers.state import KeyValues, LayerState
+from plait.mixers.state import LayerState, Tokens
 from plait.nn import RMSNorm
 from plait.ops.softmax import attention_matrix, attention_output
 from plait.ops.visibility import Causal, Visibility, Window
@@ -182,7 +182,7 @@ class Attention(ConvolvedMixer):
                     f"Layer {self.layer}: packed documents cannot be cached by softmax attention; "
                     "run them without a cache, or as rows of a padded batch."
                 )
-            k, v, start = context.state["kv"].append(k, v, context.padding)  # type: ignore[attr-defined]
+            (k, v), start = context.state["kv"].append(k, v, padding=context.padding)  # type: ignore[attr-defined]
         seen, lengths = self.visibility(), lengths_of(k, start)
         if context.pairs is not None:
             count_pairs(context, self.layer, q, k.shape[1], start, seen)
@@ -196,7 +196,7 @@ class Attention(ConvolvedMixer):
         return self.finish(o, x, parts, context)
 
     def new_state(self) -> LayerState:
-        return LayerState({"kv": KeyValues(self.options.window), **self.tails()})
+        return LayerState({"kv": Tokens("keys", "values", window=self.options.window), **self.tails()})
 
     @classmethod
     def code_path(cls, device_type: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from plait.mixers.base import Cost, Dims
 from plait.mixers.context import Context
 from plait.mixers.convolved import ConvolvedMixer
-from plait.mixers.state import LayerState, Recurrent
+from plait.mixers.state import LayerState, States
 from plait.ops import attention_piece, delta_piece, delta_rule, linear_attention
 from plait.options import Options
 
@@ -166,7 +166,7 @@ class RecurrentMixer(ConvolvedMixer):
         self.heads = options.heads(dims)
 
     def new_state(self) -> LayerState:
-        return LayerState({"recurrent": Recurrent(), **self.tails()})
+        return LayerState({"recurrent": States(), **self.tails()})
 
     def carried(self, context: Context) -> Tensor | None:
         """The recurrent state before this call, or None."""

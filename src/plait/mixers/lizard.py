@@ -15,7 +15,7 @@ from plait.mixers.base import Cost, Dims, Mixer
 from plait.mixers.context import Context
 from plait.mixers.linear import default_heads, linear, repeat_heads, split_heads
 from plait.mixers.softmax_mixer import Rotation, Scoring
-from plait.mixers.state import KeyValues, LayerState, Recurrent
+from plait.mixers.state import LayerState, States, Tokens
 from plait.nn import RMSNorm, widen
 from plait.ops import attention_piece, linear_attention
 from plait.ops.softmax import attention_output
@@ -211,7 +211,7 @@ class Lizard(Mixer):
                     f"Layer {self.layer}: packed documents cannot be cached by the window of Lizard; "
                     "run them without a cache, or as rows of a padded batch."
                 )
-            k, v, start = context.state["kv"].append(k, v, context.padding)  # type: ignore[attr-defined]
+            (k, v), start = context.state["kv"].append(k, v, padding=context.padding)  # type: ignore[attr-defined]
         if context.sequence is not None:
             both = torch.stack([k, v], 2)
             k, v = torch.cat([context.sequence.before(both, self.options.window - 1), both], 1).unbind(2)
@@ -224,8 +224,8 @@ class Lizard(Mixer):
         return attention_output(q, k, v, seen, sink_logits=sinks, lengths=lengths, cu_seqlens=context.cu_seqlens)
 
     def new_state(self) -> LayerState:
-        window = {"kv": KeyValues(self.options.window)} if self.options.window else {}
-        return LayerState({"recurrent": Recurrent(), **window})
+        window = {"kv": Tokens("keys", "values", window=self.options.window)} if self.options.window else {}
+        return LayerState({"recurrent": States(), **window})
 
     @classmethod
     def cost(cls, dims: Dims, T: int, options: LizardOptions, *, cache_dtype: torch.dtype = torch.bfloat16) -> Cost:

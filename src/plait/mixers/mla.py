@@ -14,7 +14,7 @@ from plait.mixers.base import Cost, Dims, Mixer
 from plait.mixers.context import Context
 from plait.mixers.linear import default_heads, linear, split_heads
 from plait.mixers.softmax_mixer import Rotation, Scoring
-from plait.mixers.state import KeyValues, LayerState
+from plait.mixers.state import LayerState, Tokens
 from plait.nn import RMSNorm
 from plait.ops.softmax import attention_matrix, attention_output
 from plait.ops.visibility import Causal, Visibility
@@ -172,8 +172,8 @@ class MLA(Mixer):
                     f"Layer {self.layer}: packed documents cannot be cached by latent attention; "
                     "run them without a cache, or as rows of a padded batch."
                 )
-            latent, shared, start = context.state["latent"].append(  # type: ignore[attr-defined]
-                latent, shared, context.padding
+            (latent, shared), start = context.state["latent"].append(  # type: ignore[attr-defined]
+                latent, shared, padding=context.padding
             )
         seen, lengths = self.visibility(), lengths_of(latent, start)
         if context.pairs is not None:
@@ -203,7 +203,7 @@ class MLA(Mixer):
         return torch.einsum("bthc,hvc->bthv", read, to_values)
 
     def new_state(self) -> LayerState:
-        return LayerState({"latent": KeyValues()})
+        return LayerState({"latent": Tokens("latent", "rotated")})
 
     @classmethod
     def code_path(cls, device_type: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from plait.errors import CacheError
 from plait.mixers.context import Context
-from plait.mixers.state import KeyValues, LayerState
+from plait.mixers.state import LayerState
 from plait.models.configuration import PlaitConfig
 from plait.models.recall import LONGEST, Recall
 
@@ -48,12 +48,12 @@ class PlaitCacheLayer(CacheLayerMixin):
     @property
     def is_croppable(self) -> bool:  # type: ignore[override]
         """Whether the newest tokens can be taken back without a snapshot, whatever the length."""
-        return self.record_past or croppable(self.state)
+        return self.record_past or self.state.always_crops
 
     @property
     def records(self) -> bool:
         """Whether the next pass has to be recorded."""
-        return self.record_past and not croppable(self.state)
+        return self.record_past and not self.state.always_crops
 
     def activate_past_recording(self) -> None:
         """Record from here on; ends with :meth:`PlaitCache.stop_recording`."""
@@ -290,11 +290,6 @@ def new_states(config: PlaitConfig) -> list[LayerState]:
     with torch.device("meta"):
         mixers = [spec.type(config.dims, spec.options, index) for index, spec in enumerate(config.layers())]
     return [mixer.new_state() for mixer in mixers]
-
-
-def croppable(state: LayerState) -> bool:
-    """Whether the newest tokens can always be taken back: only full keys and values allow it."""
-    return all(isinstance(s, KeyValues) and s.window is None for s in state.segments.values())
 
 
 def _shallow(layer: PlaitCacheLayer) -> PlaitCacheLayer:

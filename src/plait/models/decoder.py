@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from plait.errors import CacheError, OptionError
 from plait.mixers.context import Context, Phase
 from plait.mixers.shard import SequenceShard
-from plait.models.cache import CACHE_NAME, PlaitCache, croppable
+from plait.models.cache import CACHE_NAME, PlaitCache
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.loss import IGNORED, auxiliary_loss, cross_entropy, fits, shifted
 from plait.models.padding import Arrangement, arrange
@@ -223,7 +223,7 @@ class PlaitModel(PlaitPreTrainedModel):
     @property
     def croppable(self) -> bool:
         """Whether a cache of this model can always forget its newest tokens."""
-        return all(croppable(state) for state in self._empty)
+        return all(state.always_crops for state in self._empty)
 
     def shared_by(self, block: nn.Module) -> dict[str, Tensor]:
         """The model-level parameters that a block's mixer reads, by name."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from plait.errors import CacheError
 from plait.mixers.context import Context
 from plait.mixers.shard import active_shards
-from plait.mixers.state import KeyValues, LayerState
+from plait.mixers.state import LayerState, Segment
 from plait.models.cache import PlaitCache
 from plait.models.decoder import PlaitForCausalLM
 
@@ -83,32 +83,30 @@ class DecodeStep(nn.Module):
         """The step for states like those of ``cache``; the keys of full attention may be any number, two at least.
 
         Raises:
-            CacheError: a window of attention is not full in ``cache``.
+            CacheError: a layer's memory has not reached its bound in ``cache``, such as a window that is not full.
         """
         states = self.states(cache)
-        for segment, _ in _fields([layer.state for layer in cache.layers]):
-            if isinstance(segment, KeyValues) and segment.window is not None and segment.keys is not None:
-                held, full = segment.keys.shape[1], segment.window - 1
-                if held < full:
-                    raise CacheError(
-                        f"A window of {segment.window} tokens holds {held}, and an exported step has fixed sizes: read "
-                        f"{full} tokens before exporting."
-                    )
+        missing = max(segment.missing for layer in cache.layers for segment in layer.state.segments.values())
+        if missing:
+            raise CacheError(
+                f"The windows of this cache are not full, and an exported step has fixed sizes. Tokens to read before "
+                f"exporting: {missing}."
+            )
         device, rows = states[0].device, states[0].shape[0]
         token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         grows: list[dict[int, Any] | None] = [
-            {1: torch.export.Dim.DYNAMIC} if isinstance(segment, KeyValues) and segment.window is None else None
-            for segment, _ in _fields([layer.state for layer in cache.layers])
+            {segment.axis: torch.export.Dim.DYNAMIC} if segment.grows(field) else None
+            for segment, field in _fields([layer.state for layer in cache.layers])
         ]
         with torch.no_grad():
             shapes = {"token": None, "position": None, "states": grows}
             return torch.export.export(self, (token, token + cache.slots, states), dynamic_shapes=shapes)
 
 
-def _fields(layers: list[LayerState]) -> list[tuple[Any, str]]:
+def _fields(layers: list[LayerState]) -> list[tuple[Segment, str]]:
     """Where the tensors of unpadded rows stand: segment and attribute."""
     segments = [segment for layer in layers for segment in layer.segments.values()]
-    return [(segment, field) for segment in segments for field in segment.fields if field != "start"]
+    return [(segment, field) for segment in segments for field in segment.carried()]
 
 
 __all__ = ["DecodeStep"]

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from plait.drawing.lines import Line, LinesFigure, lines_svg
 from plait.errors import OptionError
-from plait.mixers.state import Recurrent
 from plait.models import PlaitForCausalLM, PlaitModel
 from plait.models.cache import CACHE_NAME, PlaitCache
 from plait.options import Options
@@ -92,8 +91,8 @@ class StateNorms(Probe):
             return
         for index, layer in enumerate(cache.layers):
             for name, segment in layer.state.segments.items():
-                if isinstance(segment, Recurrent) and segment.value is not None:
-                    self._note(index, name, segment.value, cache.get_seq_length())
+                for _, value in segment.tensors() if segment.recurrent else ():
+                    self._note(index, name, value, cache.get_seq_length())
 
     def _note(self, layer: int, segment: str, value: Tensor, tokens: int) -> None:
         heads = value[:, None] if value.dim() == 2 else value

@@ -69,6 +69,7 @@ class Store(Segment):
     """
 
     fields: tuple[str, ...] = ("keys", "values", "positions", "lengths")
+    bookkeeping = ("positions", "lengths")
     plain = ("fields", "extras")
     axis = 2
 
@@ -92,9 +93,6 @@ class Store(Segment):
     def can_crop(self) -> bool:  # type: ignore[override]
         """Whether every token seen is still held."""
         return self.positions is None
-
-    def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for name, t in self.tensors() if name not in ("positions", "lengths"))
 
     def view(self) -> Keys:
         """What is held, for scoring."""
