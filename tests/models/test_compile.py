@@ -94,7 +94,7 @@ def assert_decodes(model: PlaitForCausalLM, export: Callable[[DecodeStep, PlaitC
 def test_exported_step(case: str) -> None:
     model = tiny_model(case, dtype=torch.float32)
     if case == "lizard":  # its window is longer than the prompt; lizard-window's is full
-        with pytest.raises(CacheError, match="windows of this cache are not full, .* exporting: 119"):
+        with pytest.raises(CacheError, match=r"windows of this cache are not full, .* exporting: 119"):
             assert_decodes(model, DecodeStep.export)
     else:
         assert_decodes(model, DecodeStep.export)
