@@ -121,7 +121,7 @@ def _file(value: str | Path) -> None:
 
 
 def _folder(value: str | Path) -> None:
-    from plait.runs.places import check_folder
+    from plait.runs.paths import check_folder
 
     check_folder(str(value), f"--data-dir {value}")
 
@@ -143,7 +143,7 @@ def _fixture(name: str) -> None:
 
 
 def _corpus(corpus: str) -> None:
-    from plait.runs.places import check_corpus
+    from plait.runs.paths import check_corpus
 
     check_corpus(corpus, f"--corpus {quoted(corpus)}")
 
@@ -156,7 +156,7 @@ def _data(source: str) -> None:
     if path.exists() or path.is_symlink() or path.suffix in _FILES:
         regular_file(path, OptionError)
     else:
-        from plait.runs.places import check_corpus
+        from plait.runs.paths import check_corpus
 
         check_corpus(source, f"--data {quoted(source)}, which is no file or folder")
 

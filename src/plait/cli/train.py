@@ -37,11 +37,11 @@ def command(
     For several devices: torchrun --nproc-per-node N -m plait train CONFIG.yaml.
     """
     from plait.runs.config import RunConfig
-    from plait.runs.places import check_places
+    from plait.runs.paths import check_paths
     from plait.sections import read_yaml, validated
 
     run = validated(RunConfig, with_overrides(read_yaml(config), overrides or []), str(config))
-    check_places(run)
+    check_paths(run)
 
     from plait.cli.interruption import says_how_to_go_on
 

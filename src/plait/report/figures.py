@@ -341,11 +341,11 @@ def _ratio_line(
 ) -> dict[str, Any]:
     style = styles[series.mixer]
     values = [line.metrics[metric] for line in series.members]
-    places = [ratios.index(line.ratio) for line in series.members]
+    positions = [ratios.index(line.ratio) for line in series.members]
     return {
         "type": "scatter",
-        "mode": "lines+markers" if len(set(places)) == len(places) else "markers",
-        "x": [place + shift for place in places],
+        "mode": "lines+markers" if len(set(positions)) == len(positions) else "markers",
+        "x": [place + shift for place in positions],
         "y": [value.mean for value in values],
         "error_y": error_bars(values, style.colour),
         "line": {"color": style.colour, "width": 2, "dash": dash},

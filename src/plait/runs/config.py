@@ -66,9 +66,9 @@ class ModelSection(Strict):
     @model_validator(mode="after")
     def _known_mixers(self) -> ModelSection:
         known = [*catalog.names("mixer"), *self.mixers]
-        places = [("mixer", self.mixer)]
-        places += [(f"layer_types[{index}]", name) for index, name in enumerate(self.layer_types or [])]
-        for key, name in places:
+        named = [("mixer", self.mixer)]
+        named += [(f"layer_types[{index}]", name) for index, name in enumerate(self.layer_types or [])]
+        for key, name in named:
             if name not in known:
                 raise ValueError(f"{key} = {quoted(name)} is not a mixer.{nearest(name, known)}")
         return self

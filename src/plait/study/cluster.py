@@ -254,11 +254,11 @@ class _Run:
         try:
             try:
                 await group.ready()
-                places = await asyncio.gather(*[inside(place, index).remote() for index in range(needs.processes)])
+                slots = await asyncio.gather(*[inside(place, index).remote() for index in range(needs.processes)])
             except ray.exceptions.RayError as error:
                 raise _Lost(f"Its machine was lost: {_line(error)}") from None
             tasks = [
-                inside(supervise, bundle).remote(self._order(trial), launch) for bundle, launch in _launches(places)
+                inside(supervise, bundle).remote(self._order(trial), launch) for bundle, launch in _launches(slots)
             ]
             return await self._follow_all(trial, tasks)
         finally:
@@ -339,22 +339,22 @@ class _Run:
         )
 
 
-def _launches(places: Sequence[Message]) -> list[tuple[int, Launch]]:
+def _launches(slots: Sequence[Message]) -> list[tuple[int, Launch]]:
     """One launch for each machine, with a bundle of the group that lies there.
 
     Args:
-        places: of every bundle: node, address, port, GPUs.
+        slots: of every bundle: node, address, port, GPUs.
     """
     by_node: dict[str, list[int]] = {}
-    for bundle, where in enumerate(places):
+    for bundle, where in enumerate(slots):
         by_node.setdefault(where["node"], []).append(bundle)
-    meeting = places[0]
+    meeting = slots[0]
     return [
         (
             bundles[0],
             Launch(
                 processes=len(bundles),
-                gpus=tuple(gpu for bundle in bundles for gpu in places[bundle]["gpus"]),
+                gpus=tuple(gpu for bundle in bundles for gpu in slots[bundle]["gpus"]),
                 machines=len(by_node),
                 rank=rank,
                 address=meeting["address"],

@@ -14,7 +14,7 @@ _CORPORA = ["python-stdlib", "text:PATH", "hf:NAME"]
 _TOKENIZERS = ["bytes", "bpe:SIZE", "hf:NAME_OR_PATH"]
 
 
-def check_places(run: RunConfig) -> None:
+def check_paths(run: RunConfig) -> None:
     """Raise where a corpus, tokenizer or data folder of a run does not exist.
 
     Args:
