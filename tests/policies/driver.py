@@ -78,9 +78,10 @@ class Driver:
     def held(self, name: str = "kv", row: int = 0) -> list[list[int]]:
         """Positions in a store, by kv head."""
         store = self.state[name]
-        if store.keys is None:
+        if not store.size:
             return [[] for _ in range(self.layer.kv_heads)]
-        places = store.view().places().expand(*store.keys.shape[:3])[row]
+        keys = store.view()
+        places = keys.places().expand(*keys.keys.shape[:3])[row]
         return [[p for p in head.tolist() if p < 2**62] for head in places]
 
     def weights(self) -> Tensor:

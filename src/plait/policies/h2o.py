@@ -19,7 +19,7 @@ from plait.policies.importance import over_group
 from plait.policies.scored import ScoredPolicy
 from plait.runtime.call import Call, LayerInfo
 from plait.runtime.products import attend_band, attend_with_sums, probabilities
-from plait.runtime.store import Keys, Store
+from plait.runtime.store import Keys, RaggedStore
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class H2O(ScoredPolicy):
         return self.options.heavy + self.options.recent
 
     def new_state(self, layer: LayerInfo) -> LayerState:
-        return LayerState({"kv": Store(extras=("score",))})
+        return LayerState({"kv": RaggedStore(extras=("score",))})
 
     def write(self, call: Call) -> None:
         score = call.k.new_zeros(call.k.shape[:3], dtype=torch.promote_types(call.k.dtype, torch.float32))
@@ -77,7 +77,7 @@ class H2O(ScoredPolicy):
 
     def prefill(self, call: Call) -> Tensor:
         store: Any = self.store(call)
-        keys = store.view()
+        keys = store.view() if call.reference else store.stored()
         if call.reference:
             o, sums = attend_band(call, keys), probabilities(call, keys, call.q, call.positions, call.real).sum(2)
         else:

@@ -18,7 +18,7 @@ from plait.options import Options
 from plait.policies.importance import best
 from plait.runtime.call import Call, LayerInfo
 from plait.runtime.policy import Policy
-from plait.runtime.store import Keys, Store, first_true
+from plait.runtime.store import Keys, RaggedStore, first_true
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class ScoredPolicy(Policy):
 
     def new_state(self, layer: LayerInfo) -> LayerState:
         prompt = {"prompt": Prompt()} if self.evicts_after == "prompt" else {}
-        return LayerState({"kv": Store(), **prompt})
+        return LayerState({"kv": RaggedStore(), **prompt})
 
     def write(self, call: Call) -> None:
         if self.evicts_after == "prompt":

@@ -37,6 +37,7 @@ def held(call: Call, keys: Keys, window: int | None, sinks: int, sums: bool = Fa
         keys.values,
         keys.held(),
         torch.full((batch,), length) if new is None else new,
+        keys.starts,
         scale=call.scoring.scale,
         window=window or 0,
         sinks=sinks,

@@ -27,7 +27,7 @@ def recurrent_layers(config: Any) -> dict[int, str]:
     for index, layer in enumerate(DynamicCache(config=config).layers):
         if isinstance(layer, DummyLayer):
             kinds[index] = "none"
-        elif isinstance(layer, LinearAttentionCacheLayerMixin) and not isinstance(layer, CacheLayerMixin):
+        elif not isinstance(layer, CacheLayerMixin):
             kinds[index] = "recurrent"
     return kinds
 
@@ -56,7 +56,7 @@ class RecurrentPolicyLayer(LinearAttentionLayer, PolicyCacheLayer):
         PolicyCacheLayer.reset(self)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        LinearAttentionLayer.reorder_cache(self, beam_idx)
+        LinearAttentionLayer.reorder_cache(self, beam_idx)  # type: ignore[arg-type]
         PolicyCacheLayer.reorder_cache(self, beam_idx)
 
 

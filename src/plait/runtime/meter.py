@@ -67,9 +67,8 @@ class Report:
             leave out) ran densely, within their window.
         prefill, decode: sums over layers; prefill means calls of several tokens.
         layers: the same by layer index, as ``{"prefill": Work, "decode": Work}``.
-        bytes_held: memory of the last cache after its last call: keys, values and what else the policy keeps. Where
-            heads keep different numbers of tokens, every head holds as many slots as the longest, and all count.
-            Positions, and the room for the next tokens, do not.
+        bytes_held: memory of the last cache after its last call: keys, values and what else the policy keeps, of each
+            head as many as it has kept. Positions, and the room for the next tokens, do not count.
         bytes_held_dense: what a cache of all keys and values (of the window's, in windowed layers) would hold.
     """
 

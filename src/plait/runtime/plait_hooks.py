@@ -60,8 +60,11 @@ class PlaitAttachment(Attachment):
         return next((route.attachment for route in routes if isinstance(route, Route)), None)
 
     def attach(self) -> None:
-        modules = {module: module.visibility() for module in self.model.modules() if isinstance(module, SoftmaxMixer)}
-        modules = {module: seen for module, seen in modules.items() if seen is not None}
+        modules: dict[Any, Visibility] = {}
+        for module in self.model.modules():
+            seen = module.visibility() if isinstance(module, SoftmaxMixer) else None
+            if seen is not None:
+                modules[module] = seen
         if not modules:
             raise OptionError(
                 f"This {type(self.model).__name__} has no softmax attention layer, so a policy has nothing to do: "
@@ -71,7 +74,9 @@ class PlaitAttachment(Attachment):
             raise OptionError("A compiled model goes on without the policy: load it anew and do not compile it.")
         layers, ropes = [], []
         for module, seen in modules.items():
-            layer, rope = LayerInfo(module.layer, *module.head_sizes(), _window(module, seen)), _rope(module)
+            heads, kv_heads, key_dim, value_dim = module.head_sizes()
+            layer = LayerInfo(module.layer, heads, kv_heads, key_dim, value_dim, _window(module, seen))
+            rope = _rope(module)
             layers.append(layer)
             ropes.append(rope)
             self._restore.append(partial(_put_back, module, module.__dict__.get("forward")))

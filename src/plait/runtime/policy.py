@@ -53,7 +53,7 @@ class Policy(ABC):
     any_split: bool = False
 
     #: Options of :meth:`calibrate`; None for a policy that needs no calibration.
-    Calibration: ClassVar[type[Options] | None] = None
+    Calibration: ClassVar[type[Any] | None] = None
     #: Which of its options takes the file that a calibration leaves.
     calibrated: ClassVar[str] = ""
 
@@ -110,11 +110,11 @@ class Policy(ABC):
 
     def prefill(self, call: Call) -> Tensor:
         """Attention of several new tokens."""
-        return attend_band(call, self.keys(call))
+        return attend_band(call, self.store(call).stored())
 
     def decode(self, call: Call) -> Tensor:
         """Attention of one new token."""
-        return attend_band(call, self.keys(call))
+        return attend_band(call, self.store(call).stored())
 
     def trim(self, call: Call) -> None:  # noqa: B027 (most forget nothing)
         """Forget what later calls will not read."""

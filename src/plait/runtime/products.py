@@ -17,6 +17,7 @@ from plait.ops.softmax import attention, attention_weights, placed_attention, sp
 from plait.ops.visibility import Causal, Full, Visibility, Window
 from plait.runtime import compiled
 from plait.runtime.call import Call
+from plait.runtime.meter import Count
 from plait.runtime.store import NEVER, Keys
 
 #: Most numbers in one block of explicit weights or indices; larger work is done in parts.
@@ -34,6 +35,8 @@ def attend_band(call: Call, keys: Keys, *, window: int | None = None, sinks: int
         window: None for every position up to the query's.
         sinks: positions that are always seen.
     """
+    if keys.starts is not None and (window is not None or not compiled.serves(call, keys)):
+        keys = keys.padded()
     if call.reference:
         return attend_masked(call, keys, band_mask(call, keys, window, sinks))
     first = sinks if window is None else _first_slots(keys, sinks)
@@ -70,7 +73,9 @@ def attend_pages(
 
     def attend(part: Call, held: Keys, index: Tensor, counts: Tensor | None, first: int) -> Tensor:
         return sparse_attention(
-            *(x.transpose(1, 2) for x in (part.q, held.keys, held.values)),
+            part.q.transpose(1, 2),
+            held.keys.transpose(1, 2),
+            held.values.transpose(1, 2),
             index,
             counts,
             block=block,
@@ -116,6 +121,7 @@ def attend_with_sums(call: Call, keys: Keys) -> tuple[Tensor, Tensor]:
     Returns:
         ``(B, H, T, Dv)``, and the weights' sums over queries ``(B, H, S)`` in fp32, without gradient.
     """
+    keys = keys if keys.starts is None or compiled.serves(call, keys) else keys.padded()
     if compiled.serves(call, keys):
         _count_held(call, keys, Causal())
         o, sums = compiled.held(call, keys, None, 0, sums=True)
@@ -125,8 +131,8 @@ def attend_with_sums(call: Call, keys: Keys) -> tuple[Tensor, Tensor]:
     kv_heads = keys.keys.shape[1]
     if kv_heads > 1 and heads * length * keys.size > CACHED:
         each = [torch.tensor([head], device=call.q.device) for head in range(kv_heads)]
-        o, received = zip(*(attend_with_sums(call.heads(head), keys.heads(head)) for head in each), strict=True)
-        return torch.cat(o, dim=1), torch.cat(received, dim=1)
+        parts = [attend_with_sums(call.heads(head), keys.heads(head)) for head in each]
+        return torch.cat([o for o, _ in parts], dim=1), torch.cat([sums for _, sums in parts], dim=1)
     step = max(1, CACHED // (batch * heads * keys.size))
     precise = torch.promote_types(call.q.dtype, torch.float32)
     outputs, sums = [], call.q.new_zeros(batch, heads, keys.size, dtype=precise)
@@ -220,7 +226,9 @@ def _by_slots(call: Call, keys: Keys, visibility: Visibility) -> Tensor:
     if folds:  # a key head's query heads are queries of one product
         q = q.unflatten(1, (k.shape[1], -1)).squeeze(3)
     o, _ = attention(
-        *(x.transpose(1, 2) for x in (q, k, v)),
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
         visibility,
         scale=scoring.scale,
         softcap=scoring.softcap,
@@ -242,7 +250,7 @@ def _by_positions(call: Call, keys: Keys, visibility: Visibility) -> Tensor:
     places = keys.places()
     batch, heads, length = call.q.shape[:3]
     positions = call.positions.expand(batch, -1)
-    pairs = 0
+    pairs: Count = 0
     step = max(1, ENTRIES // (places.shape[0] * places.shape[1] * keys.size))
     for first in range(0, length, step):
         part = slice(first, first + step)
@@ -251,7 +259,9 @@ def _by_positions(call: Call, keys: Keys, visibility: Visibility) -> Tensor:
         pairs = pairs + mask.sum() * (batch * heads // (mask.shape[0] * mask.shape[1]))
     call.count(pairs=pairs, bytes_read=_bytes(keys, batch * keys.keys.shape[1] * keys.size))
     o, _ = placed_attention(
-        *(x.transpose(1, 2) for x in (call.q, keys.keys, keys.values)),
+        call.q.transpose(1, 2),
+        keys.keys.transpose(1, 2),
+        keys.values.transpose(1, 2),
         visibility,
         positions,
         places,

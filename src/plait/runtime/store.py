@@ -12,6 +12,9 @@ from plait.errors import CacheError
 from plait.mixers.state import Segment
 from plait.ops.softmax.placed import NEVER
 
+#: Least room of a packed head, and the share of the longest one that it has.
+_ROOM = 16
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -22,17 +25,35 @@ class Keys:
         values: ``(B, G, S, Dv)``.
         positions: ``(B, G, S)`` position of each slot's token, ascending; None where slot and position agree.
         lengths: ``(B, G)`` filled slots, which come first; None for all S.
+        starts: ``(B, G)`` where the keys of each row and head begin, if ``keys`` ``(P, D)`` and ``values`` ``(P, Dv)``
+            are packed; then there are positions and lengths.
     """
 
     keys: Tensor
     values: Tensor
     positions: Tensor | None = None
     lengths: Tensor | None = None
+    starts: Tensor | None = None
 
     @property
     def size(self) -> int:
         """Slots S."""
-        return self.keys.shape[2]
+        return self.keys.shape[2] if self.starts is None else self.positions.shape[2]  # type: ignore[union-attr]
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads G."""
+        return (self.keys if self.starts is None else self.starts).shape[1]
+
+    def padded(self) -> Keys:
+        """The same with keys ``(B, G, S, D)``, zeros in empty slots."""
+        if self.starts is None or self.lengths is None:
+            return self
+        slots = torch.arange(self.size, device=self.keys.device)
+        filled = slots < self.lengths[..., None]
+        index = torch.where(filled, self.starts[..., None] + slots, self.starts[..., None])
+        keys, values = (x[index] * filled[..., None] for x in (self.keys, self.values))
+        return Keys(keys, values, self.positions, self.lengths)
 
     def places(self) -> Tensor:
         """Positions ``(B, G, S)``, or ``(1, 1, S)`` where all rows agree; empty slots are at :data:`NEVER`."""
@@ -70,7 +91,7 @@ class Store(Segment):
 
     fields: tuple[str, ...] = ("keys", "values", "positions", "lengths")
     bookkeeping = ("positions", "lengths")
-    plain = ("fields", "extras")
+    plain: tuple[str, ...] = ("fields", "extras")
     axis = 2
 
     def __init__(self, extras: tuple[str, ...] = ()) -> None:
@@ -99,6 +120,10 @@ class Store(Segment):
         assert self.keys is not None
         assert self.values is not None
         return Keys(self.keys, self.values, self.positions, self.lengths)
+
+    def stored(self) -> Keys:
+        """What is held, as it lies in memory: for attention that takes packed keys too."""
+        return self.view()
 
     def append(self, *args: object, **kwargs: object) -> None:
         """Refuses: a model without its policy must not go on with the policy's memory."""
@@ -214,6 +239,106 @@ class Store(Segment):
         self.positions, self.lengths = positions, lengths
 
 
+class RaggedStore(Store):
+    """A store that packs keys and values where rows or heads have kept different numbers of tokens.
+
+    A head then holds what it has kept and some room for the next tokens, not as many slots as the longest one.
+    """
+
+    packed: tuple[str, ...] = ("flat_keys", "flat_values", "starts")
+    plain: tuple[str, ...] = ("fields", "extras", "room")
+
+    def __init__(self, extras: tuple[str, ...] = ()) -> None:
+        super().__init__(extras)
+        self.fields = (*self.fields, *self.packed)
+        for name in self.packed:
+            setattr(self, name, None)
+        #: Slots behind each head's last one.
+        self.room = 0
+
+    flat_keys: Tensor | None
+    flat_values: Tensor | None
+    starts: Tensor | None
+
+    @property
+    def size(self) -> int:
+        return super().size if self.positions is None else self.positions.shape[2]
+
+    def bytes(self) -> int:
+        if self.flat_keys is None or self.flat_values is None or self.lengths is None:
+            return super().bytes()
+        slot = sum(x.shape[-1] * x.element_size() for x in (self.flat_keys, self.flat_values))
+        extras = sum(getattr(self, name).element_size() for name in self.extras)
+        return int(self.lengths.sum()) * (slot + extras)
+
+    def view(self) -> Keys:
+        return self.stored().padded()
+
+    def stored(self) -> Keys:
+        if self.starts is None:
+            return super().view()
+        assert self.flat_keys is not None
+        assert self.flat_values is not None
+        return Keys(self.flat_keys, self.flat_values, self.positions, self.lengths, self.starts)
+
+    def add(self, keys: Tensor, values: Tensor, positions: Tensor, lengths: Tensor | None, **extras: Tensor) -> None:
+        if self.starts is None or self.lengths is None or self.positions is None:
+            super().add(keys, values, positions, lengths, **extras)
+            return
+        added, graph = keys.shape[2], torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad)
+        if lengths is not None or added > self.room or graph:
+            self._unpack()
+            super().add(keys, values, positions, lengths, **extras)
+            return
+        own = self.lengths[..., None] + torch.arange(added, device=keys.device)
+        for flat, new in ((self.flat_keys, keys), (self.flat_values, values)):
+            assert flat is not None
+            flat[self.starts[..., None] + own] = new
+        new_positions = positions[:, None].expand(*self.lengths.shape, -1)
+        wide = max(0, int(self.lengths.max()) + added - self.size)
+        self.positions = F.pad(self.positions, (0, wide)).scatter(2, own, new_positions)
+        for name, new in extras.items():
+            setattr(self, name, F.pad(getattr(self, name), (0, wide)).scatter(2, own, new))
+        self.lengths, self.room = self.lengths + added, self.room - added
+
+    def select_rows(self, indices: Tensor) -> None:
+        if self.starts is None:
+            super().select_rows(indices)
+            return
+        self._unpack()
+        super().select_rows(indices)
+        assert self.lengths is not None
+        self._pack(self.lengths)
+
+    def _set(self, tensors: dict[str, Tensor], positions: Tensor | None, lengths: Tensor | None) -> None:
+        super()._set(tensors, positions, lengths)
+        for name in self.packed:
+            setattr(self, name, None)
+        if positions is not None and lengths is not None and bool((lengths != self.size).any()):
+            self._pack(lengths)
+
+    def _pack(self, lengths: Tensor) -> None:
+        assert self.keys is not None
+        assert self.values is not None
+        self.room = max(_ROOM, self.size // _ROOM)
+        sizes = (lengths + self.room).flatten()
+        self.starts = (sizes.cumsum(0) - sizes).view_as(lengths)
+        filled = torch.arange(self.size, device=lengths.device) < lengths[..., None]
+        index = (self.starts[..., None] + torch.arange(self.size, device=lengths.device))[filled]
+        total = int(sizes.sum())
+        self.flat_keys, self.flat_values = (
+            x.new_zeros(total, x.shape[-1]).index_copy(0, index, x[filled]) for x in (self.keys, self.values)
+        )
+        self.keys = self.values = None
+        self.__dict__.pop("_growths", None)
+
+    def _unpack(self) -> None:
+        padded = self.view()
+        self.keys, self.values = padded.keys, padded.values
+        for name in self.packed:
+            setattr(self, name, None)
+
+
 def first_true(wanted: Tensor, most: int) -> tuple[Tensor, Tensor | None]:
     """Indices of the true entries of each row, ascending, valid ones first.
 
@@ -248,4 +373,4 @@ def _lengths(store: Store) -> Tensor:
     return torch.full(store.keys.shape[:2], store.size, device=store.keys.device)
 
 
-__all__ = ["NEVER", "Keys", "Store", "first_true"]
+__all__ = ["NEVER", "Keys", "RaggedStore", "Store", "first_true"]
