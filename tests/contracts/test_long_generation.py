@@ -37,7 +37,7 @@ def test_memory_of_twenty_thousand_tokens(case: str) -> None:
     model, cache = PlaitForCausalLM(config).eval(), PlaitCache(config)
     ids = tokens(1, 1)
     start, first_bytes = 0, 0
-    with torch.no_grad():
+    with torch.inference_mode():  # a third of the time of each step
         for t in range(1, TOKENS + 1):
             logits = model(ids, past_key_values=cache, use_cache=True).logits
             ids = logits[:, -1:].argmax(-1)
