@@ -50,7 +50,7 @@ class StudyError(PlaitError, RuntimeError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the closest known name, or a list of the known names."""
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=1) if len(name) <= _LONGEST_NAME else []
     if close:
         return f" Did you mean {close[0]!r}?"

@@ -92,3 +92,10 @@ def test_hostile_names_are_shown_as_they_are() -> None:
     assert page.count("</script>") == clean.count("</script>")
     assert "<img" not in page
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
+
+
+def test_a_placement_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "--placement", "period"])
+    assert end.value.code == 1
+    assert "There is no placement 'period'. Did you mean 'period_r'?" in capsys.readouterr().err

@@ -169,10 +169,15 @@ def _calibration_data(source: str) -> None:
         regular_file(Path(source), OptionError)
 
 
-def _options(texts: Iterable[str]) -> None:
-    from plait.cli.options import key_values
+def _options(option: str) -> Callable[[Iterable[str]], None]:
+    """A check of NAME=VALUE texts, under the option's name."""
 
-    key_values(texts)
+    def check(texts: Iterable[str]) -> None:
+        from plait.cli.options import key_values
+
+        key_values(texts, option)
+
+    return check
 
 
 _CHECKS: dict[str, Callable[[Any], None]] = {
@@ -200,7 +205,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "out": _new_folder,
     "calibrate.out": _new_file,
     "plan.out": _new_file,
-    "option": _options,
-    "policy_option": _options,
-    "data_option": _options,
+    "option": _options("option"),
+    "policy_option": _options("policy-option"),
+    "data_option": _options("data-option"),
 }

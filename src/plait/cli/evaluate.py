@@ -44,7 +44,9 @@ def command(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the tasks and benchmarks that know it; repeat it for more.")
     ] = None,
-    field: Annotated[str, typer.Option(help="Field of the corpus's rows that holds the text.")] = "text",
+    field: Annotated[
+        str | None, typer.Option(help="Field of the corpus's rows that holds the text; text by default.")
+    ] = None,
     rare_below: Annotated[
         int | None, typer.Option(min=1, help="AR hits: only bigrams rarer than this in the corpus's training split.")
     ] = None,
@@ -64,6 +66,8 @@ def command(
     policy_options = key_values(policy_option or [], "policy-option")
     if policy_options and policy is None:
         raise OptionError("--policy-option goes with --policy.")
+    if field is not None and corpus is None:
+        raise OptionError("--field goes with --corpus.")
     rows = _rows(batch_size)
     parts: list[dict[str, Any]] = [{"suite": name} for name in _names(suite)]
     parts += [{kind: _names(text)} for kind, text in (("tasks", tasks), ("harness", harness)) if text]
@@ -80,7 +84,7 @@ def command(
 
     place = model_folder(model)
     run = read_run_file(Path(place))
-    data = None if corpus is None else DataSection(corpus=corpus, field=field)
+    data = None if corpus is None else DataSection(corpus=corpus, field=field or "text")
     if not named:
         if run is None:
             raise OptionError(

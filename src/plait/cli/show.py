@@ -35,6 +35,9 @@ def command(
 
 def _find(name: str, kind: str | None) -> Method:
     if kind is not None:
+        kinds = {method.kind for method in catalog.methods()}
+        if kind not in kinds:
+            raise CatalogError(f"The catalogue has no kind {kind!r}.{nearest(kind, kinds)}")
         return catalog.get(name, kind)
     matches = [method for method in catalog.methods() if method.name == name]
     if not matches:

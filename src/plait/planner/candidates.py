@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from plait import catalog
-from plait.errors import OptionError
+from plait.errors import OptionError, nearest
 from plait.models.configuration import PlaitConfig
 from plait.models.cost import LayerCost, layer_costs
 from plait.models.plan import PLACEMENTS, full_layers
@@ -43,6 +43,11 @@ class Grid:
     placements: Sequence[str] = PLACEMENTS
     kv_heads: Sequence[int] | None = None
     windows: Sequence[int | None] = WINDOWS
+
+    def __post_init__(self) -> None:
+        for name in self.placements:
+            if name not in PLACEMENTS:
+                raise OptionError(f"There is no placement {name!r}.{nearest(name, PLACEMENTS)}")
 
 
 @dataclass(frozen=True)
