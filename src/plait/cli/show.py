@@ -44,8 +44,8 @@ def _find(name: str, kind: str | None) -> Method:
         known = {method.name for method in catalog.methods()}
         raise CatalogError(f"There is no method named {name!r}.{nearest(name, known)}")
     if len(matches) > 1:
-        kinds = " or ".join(f"--kind {method.kind}" for method in matches)
-        raise CatalogError(f"Several methods are named {name!r}: add {kinds}.")
+        choices = " or ".join(f"--kind {method.kind}" for method in matches)
+        raise CatalogError(f"Several methods are named {name!r}: add {choices}.")
     return matches[0]
 
 
