@@ -18,7 +18,7 @@ NAME = "centred"
 
 
 class Centred(Mixer):
-    """``W (x_t - m)`` with a moving average m of the inputs of all tokens, and a loss on their size."""
+    """``W (x_t - m)`` with a moving average m of all tokens' inputs, a count of tokens, and a loss on their size."""
 
     def __init__(self, dims: Dims, options: Options, layer: int) -> None:
         super().__init__(dims, options, layer)
@@ -27,10 +27,11 @@ class Centred(Mixer):
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("total", torch.zeros(d))
         self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(()))
         self.steps = 0
 
     def init_parameters(self, std: float) -> None:
-        for buffer in (self.mean, self.total, self.count):
+        for buffer in (self.mean, self.total, self.count, self.seen):
             buffer.zero_()
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -46,6 +47,7 @@ class Centred(Mixer):
 
     def after_step(self) -> None:
         self.steps += 1
+        self.seen.add_(self.count)
         if self.count:
             self.mean.lerp_(self.total / self.count, 0.5)
         self.total.zero_()

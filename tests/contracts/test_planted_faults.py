@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracts.checks import CHECKS, tiny_model
+from contracts import learning_mixer
+from contracts.checks import CHECKS, small_case, tiny_model
+from contracts.learning_mixer import Centred
 from plait import catalog, nn
 from plait.mixers.context import Context
+from plait.mixers.state import Tokens
 
 MIXERS = catalog.names("mixer")
 
@@ -106,3 +109,52 @@ def test_padding_in_the_convolution_is_caught(mixer: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(nn.ShortConvolution, "forward", forward)
     assert caught("padded_continuation", mixer)
+
+
+@pytest.mark.parametrize("mixer", catalog.names("mixer", state="bounded"))
+def test_a_cache_that_forgets_too_much_is_caught(mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, bound = small_case(mixer), Tokens.bound
+    assert not caught("splits", case)
+    monkeypatch.setattr(Tokens, "bound", property(lambda self: bound.fget(self) and bound.fget(self) - 1))
+    assert caught("splits", case)
+    assert caught("uneven_lengths", case)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["moves in evaluation", "moves when a block computes again", "is not saved"],
+)
+def test_faulty_running_state_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with learning_mixer.installed():
+        assert not caught("running_state", learning_mixer.NAME)
+        if fault == "is not saved":
+            save = torch.nn.Module._save_to_state_dict
+
+            def forgetful(self: torch.nn.Module, destination: dict, *rest: object) -> None:
+                save(self, destination, *rest)
+                for name in [name for name in destination if name.endswith("attn.mean")]:
+                    destination[name] = torch.zeros_like(destination[name])
+
+            monkeypatch.setattr(Centred, "_save_to_state_dict", forgetful)
+        else:
+            sound = Centred.forward
+
+            def forward(self: Centred, x: Tensor, context: Context) -> Tensor:
+                if fault == "moves in evaluation" or context.before is not None or context.phase == "train":
+                    context = replace(context, update_running_state=True)
+                return sound(self, x, context)
+
+            monkeypatch.setattr(Centred, "forward", forward)
+        assert caught("running_state", learning_mixer.NAME)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_gradient_that_misses_a_block_is_caught(mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls = catalog.get(mixer).load()
+    sound = cls.forward
+
+    def forward(self: torch.nn.Module, x: Tensor, context: Context) -> Tensor:
+        return sound(self, torch.cat([x[:, :64], x[:, 64:128].detach(), x[:, 128:]], dim=1), context)
+
+    monkeypatch.setattr(cls, "forward", forward)
+    assert caught("parameter_gradients", mixer)

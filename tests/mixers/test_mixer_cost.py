@@ -70,3 +70,4 @@ def test_a_window_bounds_the_cost() -> None:
 
 def test_costs_add_up() -> None:
     assert Cost(1, 2, 3) + Cost(10, 20, 30) == Cost(11, 22, 33)
+    assert Cost(1, 2, 3) + Cost(10, 20, 30, 4) == Cost(11, 22, 33, 7)  # what is read may be less than what is held

@@ -15,7 +15,7 @@ from plait.errors import CacheError
 from plait.models import DecodeStep, PlaitCache, PlaitConfig, PlaitForCausalLM
 
 EVERY = [
-    *catalog.names("mixer"),
+    *catalog.names("mixer", compiles=True),
     "attention-window",
     *(pytest.param(case, marks=pytest.mark.slow) for case in VARIANTS if case != "attention-window"),
 ]

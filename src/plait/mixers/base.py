@@ -42,17 +42,24 @@ class Cost:
         flops_prefill: forward over all T tokens.
         flops_decode: one more token after T.
         state_bytes: memory held after T tokens.
+        read_bytes: of it, what one more token reads; None: all.
     """
 
     flops_prefill: int
     flops_decode: int
     state_bytes: int
+    read_bytes: int = None  # type: ignore[assignment]  # an integer once it is made
+
+    def __post_init__(self) -> None:
+        if self.read_bytes is None:
+            object.__setattr__(self, "read_bytes", self.state_bytes)  # type: ignore[unreachable]
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.flops_prefill + other.flops_prefill,
             self.flops_decode + other.flops_decode,
             self.state_bytes + other.state_bytes,
+            self.read_bytes + other.read_bytes,
         )
 
 

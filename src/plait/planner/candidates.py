@@ -250,7 +250,8 @@ def _candidate(
     mixing = sum(row.cost.flops_decode for row in rows)
     decode_flops = load.batch * (2 * (parameters - table) + mixing)
     decode_bytes = itemsize * (parameters - table + load.batch * config.hidden_size)
-    decode_bytes += load.batch * (sum(growing) + 2 * (sum(bounded) + sum(constant)) + appended)
+    read = sum(row.cost.read_bytes for row in rows)
+    decode_bytes += load.batch * (read + sum(bounded) + sum(constant) + appended)
     seconds = {"bandwidth": decode_bytes / device.bandwidth, "compute": decode_flops / device.peak}
     bound = max(seconds, key=lambda name: seconds[name])
     known = point.full in (None, ATTENTION) and point.window is None and point.kv_heads in (None, heads)
