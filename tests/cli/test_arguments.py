@@ -27,6 +27,12 @@ WRONG = [
     ("run fixture:recall-small --policy h2o --prompt a --option a=[", "not valid YAML"),
     ("frontier fixture:recall-small --policies h2o,snapkw", "Did you mean 'snapkv'?"),
     ("eval fixture:recall-small --tasks mqarr", "Did you mean 'mqar'?"),
+    ("eval fixture:recall-small --suite recal", "Did you mean 'recall'?"),
+    ("eval fixture:recall-small --harness piqaa", "Did you mean 'piqa'?"),
+    ("train run.yaml --set evaluate.measure=[{tasks:[parrity]}]", "Did you mean 'parity'?"),
+    ("train run.yaml --set evaluate.measure=[{harness:[piqaa]}]", "Did you mean 'piqa'?"),
+    ("study run study.yaml", "Did you mean 'state'?"),
+    ("frontier fixture:recall-small --tasks niaa", "Did you mean 'niah'?"),
     ("eval fixture:recall-small --suite lm --data-dir file", "is a file; name a folder."),
     ("eval fixture:recall-small --corpus text:none.txt", "there is no file or folder none.txt"),
     ("convert fixture:recall-small file", "file is a file; name a folder."),
@@ -52,6 +58,9 @@ def test_mistakes_are_told_before_torch_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     (tmp_path / "run.yaml").write_text("data: {corpus: python-stdlib}\n", encoding="utf-8")
+    track = "{kind: task, data: {task: parity}, evaluate: {measure: [{suite: stat}]}}"
+    study = f"name: x\ntracks: {{state: {track}}}\ngrid: {{mixers: [gla], ratios: [pure]}}\n"
+    (tmp_path / "study.yaml").write_text(study, encoding="utf-8")
     os.mkfifo(tmp_path / "pipe")
     code = """
 import io, json, sys

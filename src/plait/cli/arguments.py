@@ -180,12 +180,19 @@ def _options(option: str) -> Callable[[Iterable[str]], None]:
     return check
 
 
+def _suite(text: str) -> None:
+    for name in (part.strip() for part in text.split(",")):
+        if name and name not in catalog.suites():
+            raise OptionError(f"There is no suite {quoted(name)}.{nearest(name, catalog.suites())}")
+
+
 _CHECKS: dict[str, Callable[[Any], None]] = {
     "model": _model,
     "explain.model": _model_or_file,
     "policy": _named("policy"),
     "policies": _named("policy"),
     "tasks": _named("task", "benchmark"),
+    "suite": _suite,
     "recipe": _named("recipe"),
     "mixer": _named("mixer"),
     "probe.name": _named("probe"),

@@ -78,6 +78,7 @@ def command(
     }
     named = bool(parts or corpus or contexts)
 
+    from plait.evaluation.harness.names import check_section
     from plait.runs.config import DataSection, EvaluateSection
     from plait.runs.folder import model_folder, read_run_file
     from plait.sections import validated
@@ -97,6 +98,7 @@ def command(
     values |= {"limit": limit} if limit is not None else {}
     values |= {"ar_hits_rare_below": rare_below} if rare_below is not None else {}
     section = validated(EvaluateSection, values, "plait eval")
+    check_section(section)
 
     from plait.evaluation.batching import Batches
     from plait.evaluation.run import Asked, ask

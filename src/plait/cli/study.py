@@ -50,17 +50,19 @@ def run(
 
     Stopped or killed at any moment, the same command goes on. Exit status 1 when a trial failed.
     """
-    from plait.claims.from_study import check_claims
     from plait.errors import OptionError, StudyError
     from plait.study.file import load_study
-    from plait.study.runner import check_models, run_trials
-    from plait.study.store import Store
     from plait.study.trials import trials
 
     if cluster is None and (storage is not None or autoscaling):
         raise OptionError(f"{'--storage' if storage is not None else '--autoscaling'} needs --cluster.")
     study = load_study(file)
     resolved = trials(study, str(file))
+
+    from plait.claims.from_study import check_claims
+    from plait.study.runner import check_models, run_trials
+    from plait.study.store import Store
+
     check_models(resolved)
     check_claims(study.claims)
     store = Store(out or Path("runs") / study.name)

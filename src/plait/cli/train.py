@@ -36,12 +36,14 @@ def command(
     Exit status 130 after Ctrl-C: a checkpoint was saved, and the same command goes on from it.
     For several devices: torchrun --nproc-per-node N -m plait train CONFIG.yaml.
     """
+    from plait.evaluation.harness.names import check_section
     from plait.runs.config import RunConfig
     from plait.runs.paths import check_paths
     from plait.sections import read_yaml, validated
 
     run = validated(RunConfig, with_overrides(read_yaml(config), overrides or []), str(config))
     check_paths(run)
+    check_section(run.evaluate)
 
     from plait.cli.interruption import says_how_to_go_on
 

@@ -16,7 +16,8 @@ from plait.benchmarks import Benchmark
 from plait.catalog import Method
 from plait.data.tasks import Task
 from plait.errors import DataError, OptionError, PlaitError, nearest
-from plait.evaluation.harness.measurement import HarnessMeasurement, folder_names
+from plait.evaluation.harness.measurement import HarnessMeasurement
+from plait.evaluation.harness.names import folder_names, harness_folder, require_lm_eval
 from plait.evaluation.measurement import Measurement
 from plait.evaluation.prompts import BenchmarkMeasurement
 from plait.evaluation.subject import Subject
@@ -85,7 +86,7 @@ def measurements_of(section: MeasureSection, subject: Subject) -> list[Measureme
         return suite(section.suite, subject, wish)
     measurements: list[Measurement | Unavailable] = []
     for task in section.harness:
-        harness = HarnessMeasurement(task, _harness_folder(wish), wish.limit, max(wish.lengths, default=None))
+        harness = HarnessMeasurement(task, harness_folder(wish.data_dir), wish.limit, max(wish.lengths, default=None))
         harness.check(subject)
         measurements.append(harness)
     for name in section.tasks:
@@ -185,17 +186,10 @@ def _texts(wish: Wish) -> Iterator[Measurement]:
 
 
 def _harness(wish: Wish) -> Iterator[Measurement]:
-    folder = _harness_folder(wish)
+    require_lm_eval()
+    folder = harness_folder(wish.data_dir)
     for task in HARNESS if folder is None else folder_names(folder):
         yield HarnessMeasurement(task, folder, wish.limit, max(wish.lengths, default=None))
-
-
-def _harness_folder(wish: Wish) -> Path | None:
-    """The data folder's ``harness``, or the data folder itself where it has none."""
-    if wish.data_dir is None:
-        return None
-    inside = wish.data_dir / "harness"
-    return inside if inside.is_dir() else wish.data_dir
 
 
 def _checked(measurement: Measurement, subject: Subject) -> Measurement | Unavailable:

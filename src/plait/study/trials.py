@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import Any
 
 from plait.errors import OptionError
+from plait.evaluation.harness.names import check_section
 from plait.runs.config import DataSection, RunConfig, SourceSection
 from plait.sections import validated
 from plait.study.file import ARCHITECTURE_AXES, StudyFile, Track
-from plait.study.matching import matched
 from plait.study.resources import Resources
 
 #: Lists that run files have had since trials were first named; where they are empty they are not part of the name.
@@ -132,8 +132,11 @@ def _resolve(study: StudyFile, track_name: str, point: Mapping[str, Any], seed: 
     resources = validated(Resources, values.pop("resources"), f"{where}, resources")
     config = validated(RunConfig, {"name": study.name, "seed": seed, **values}, where)
     _check_data(track.kind, config.data, where)
+    check_section(config.evaluate)
     key, fields = _label(config, [axis for axis in study.axes if axis not in ("model.mixer", "model.ratio")])
     if study.match_parameters and (config.model.layer_types is not None or config.model.ratio != "full"):
+        from plait.study.matching import matched  # counts parameters, which takes torch
+
         config = matched(config, _full_attention(study, track_name, point, seed, where), f"{where}, {key}")
     name = re.sub(r"[^A-Za-z0-9._=-]+", "-", f"{study.name} {track_name} {key} seed {seed}")  # it may name a file
     config = config.model_copy(update={"name": name})

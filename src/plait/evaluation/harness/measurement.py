@@ -8,7 +8,8 @@ from typing import Any
 
 from plait.errors import OptionError
 from plait.evaluation.batching import Batches
-from plait.evaluation.harness.run import CORRECT, require_lm_eval, run_harness
+from plait.evaluation.harness.names import check_names, known_names, require_lm_eval
+from plait.evaluation.harness.run import CORRECT, run_harness
 from plait.evaluation.measurement import Advance, Measurement
 from plait.evaluation.score import Score
 from plait.evaluation.subject import Subject
@@ -50,6 +51,11 @@ class HarnessMeasurement(Measurement):
         require_lm_eval()
         if subject.tokenizer is None:
             raise OptionError(f"{subject.name} has no tokenizer, so it cannot be measured on tasks of text.")
+        check_names([self.task], self.data_dir)
+        if self.data_dir is None and self.task not in known_names():
+            from plait.evaluation.harness.tasks import check_hub_names
+
+            check_hub_names([self.task])
 
     def scores(self, subject: Subject, batches: Batches, advance: Advance) -> list[Score]:
         done: dict[str, tuple[int, int]] = {}  # of each kind of request, and how many there are
@@ -93,16 +99,3 @@ def _scores(result: dict[str, Any]) -> list[Score]:
         method = "normal" if one["stderr"] else "none"
         scores.append(Score(metric, one["value"], *ends, method, result["n"], more=more))
     return scores
-
-
-def folder_names(folder: Path) -> list[str]:
-    """lm-eval's names of the tasks whose rows are in a folder.
-
-    Raises:
-        OptionError: lm-eval is not installed.
-    """
-    require_lm_eval()
-    from plait.evaluation.harness.tasks import FILES
-
-    names = {file: name for name, file in FILES.items()}
-    return [names.get(path.stem, path.stem) for path in sorted(folder.glob("*.jsonl"))]

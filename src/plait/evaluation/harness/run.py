@@ -10,7 +10,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait.errors import OptionError
-from plait.extras import install_command
+from plait.evaluation.harness.names import require_lm_eval
 from plait.provenance import provenance
 
 if TYPE_CHECKING:
@@ -109,12 +108,6 @@ def run_harness(
         "settings": settings,
         **provenance("lm_eval"),
     }
-
-
-def require_lm_eval() -> None:
-    """Raise :class:`OptionError` where lm-eval is not installed."""
-    if find_spec("lm_eval") is None:
-        raise OptionError(f"Task sets of the harness need the package lm-eval: {install_command('harness')}")
 
 
 def _evaluate(

@@ -25,13 +25,11 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.manager import TaskDict
 
 from plait.errors import DataError, OptionError, nearest
+from plait.evaluation.harness.names import FILES, check_names
 from plait.files import parse_json, quoted, read_text
 
 #: Sets whose prompt ends in a line "Answer:", which their rows leave out.
 QUESTIONS = ("arc_challenge", "arc_easy", "boolq", "piqa", "sciq")
-
-#: Names of files that differ from lm-eval's name of the task.
-FILES = {"openbookqa": "openbook_qa"}
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,14 @@ FORMS = (
 )
 
 
+def check_hub_names(names: Sequence[str]) -> None:
+    """Raise :class:`OptionError` where lm-eval has no such task; asks lm-eval itself, which takes seconds."""
+    known = set(_all_tasks().all_tasks)
+    for name in names:
+        if name not in known:
+            raise OptionError(f"lm-eval has no task {name!r}.{_close(name, known)}")
+
+
 def hub_tasks(names: Sequence[str]) -> TaskDict:
     """Tasks and groups of lm-eval by name; their rows come from the hub or its local cache.
 
@@ -121,13 +127,9 @@ def hub_tasks(names: Sequence[str]) -> TaskDict:
         OptionError: lm-eval has no such task.
         DataError: its rows cannot be had.
     """
-    manager = _all_tasks()
-    known = set(manager.all_tasks)
-    for name in names:
-        if name not in known:
-            raise OptionError(f"lm-eval has no task {name!r}.{_close(name, known)}")
+    check_hub_names(names)
     try:
-        return manager.load(list(names))
+        return _all_tasks().load(list(names))
     except Exception as error:  # datasets, the hub and the tasks' own code raise many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
@@ -152,10 +154,8 @@ def folder_tasks(names: Sequence[str], data_dir: Path, scratch: Path) -> TaskDic
         raise DataError(f"{data_dir} is no folder: data_dir holds one jsonl file for each task.")
     aliases = {file: name for name, file in FILES.items()}
     files = {aliases.get(path.stem, path.stem): path for path in sorted(data_dir.glob("*.jsonl"))}
+    check_names(names, data_dir)
     for name in names:
-        if name not in files:
-            known = nearest(name, files) if files else " There are no jsonl files."
-            raise OptionError(f"Task {name!r} has no file {FILES.get(name, name)}.jsonl in {data_dir}.{known}")
         _write_task(name, files[name], scratch)
     with _offline():
         manager = TaskManager(include_path=scratch, include_defaults=False)
