@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import eq
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ class NeedleRun:
 
 
 def find_span(prompt: Sequence[int], answer: Sequence[int]) -> tuple[int, int] | None:
-    """Where the answer's tokens stand: the window of its length whose set of tokens overlaps most, over 0.9.
+    """Where the answer's tokens stand: the window of its length whose set of tokens overlaps most, over 0.9; of several
+    the one with most tokens in their places.
 
     The paper's code takes the first window over 0.9, which for an answer of more than ten tokens begins too early.
 
@@ -56,7 +58,11 @@ def find_span(prompt: Sequence[int], answer: Sequence[int]) -> tuple[int, int] |
     best = max(overlaps, default=0.0)
     if best <= OVERLAP:
         return None
-    start = overlaps.index(best)
+
+    def in_place(start: int) -> int:
+        return sum(map(eq, answer, prompt[start : start + size]))
+
+    start = max((i for i, overlap in enumerate(overlaps) if overlap == best), key=in_place)
     return start, start + size
 
 
