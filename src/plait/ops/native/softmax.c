@@ -39,7 +39,12 @@ typedef struct {
     int32_t position[QUERIES], slot[TILE];
 } work;
 
-static int64_t padded(int64_t n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
+static int64_t whole(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
+
+static int64_t padded(int64_t n) { return whole(n, BLOCK); }
+
+/* Few queries (the heads that share a list) fill no block: they are padded to whole vectors and rows of a product. */
+static int64_t lanes(int64_t n) { return whole(n, W > ROWS ? W : ROWS); }
 
 static int64_t blocks(const softmax *g) { return (g->T + g->block - 1) / g->block; }
 
@@ -108,7 +113,7 @@ static void score(work *w, int64_t count) {
         }
         product(run, w->columns, g->D, keys, stride, 1, w->q, w->columns, w->s + j * w->columns, w->columns, SET);
     }
-    for (int64_t j = 0; j < (count + ROWS - 1) / ROWS * ROWS; j++) {
+    for (int64_t j = 0; j < whole(count, ROWS); j++) {
         float *s = w->s + j * w->columns;
         if (j >= count) {
             for (int64_t i = 0; i < w->columns; i += W) store(s + i, splat(NEVER));
@@ -126,7 +131,7 @@ static void score(work *w, int64_t count) {
 /* o, total = o, total scaled to the new largest score, plus what these keys give. */
 static void accumulate(work *w, int64_t count) {
     const softmax *g = w->g;
-    int64_t width = padded(g->DV), columns = w->columns, keys = (count + ROWS - 1) / ROWS * ROWS;
+    int64_t width = padded(g->DV), columns = w->columns, keys = whole(count, ROWS);
     float fade[QUERIES];
     for (int64_t i = 0; i < columns; i += W) {
         vec before = load(w->most + i), most = before, total;
@@ -154,7 +159,7 @@ static void accumulate(work *w, int64_t count) {
         for (int64_t j = 0; j < count; j++)
             memcpy(w->values + j * width, w->v + w->slot[j] * g->v_token, g->DV * sizeof(float));
     }
-    product(columns, width, count, w->s, 1, columns, values, stride, w->o, width, ADD);
+    product(whole(w->rows, ROWS), width, count, w->s, 1, columns, values, stride, w->o, width, ADD);
 }
 
 /* What each of these keys receives: the weights' sums over queries. */
@@ -188,7 +193,7 @@ static void attend_block(const softmax *g, int64_t b, int64_t x, int64_t m, floa
     if (width != g->DV) memset(w.values, 0, TILE * width * sizeof(float));
     int64_t place = (b * g->X + x) * blocks(g) + m;
     for (int64_t r = 0; r < all; r += QUERIES) {
-        w.rows = all - r < QUERIES ? all - r : QUERIES, w.columns = padded(w.rows);
+        w.rows = all - r < QUERIES ? all - r : QUERIES, w.columns = lanes(w.rows);
         w.earliest = INT64_MAX, w.latest = -1;
         for (int64_t i = 0; i < w.columns; i++) {
             int64_t row = r + (i < w.rows ? i : 0), token = begin + row % length, position = w.first + token;
@@ -260,7 +265,7 @@ static size_t gradient_floats(const softmax *g) {
 /* Rows of keys or values side by side, with zeros up to `width` channels and whole groups of rows. */
 static void gather(const work *w, int64_t count, const float *from, int64_t stride, int64_t channels, int64_t width,
                    float *to) {
-    memset(to, 0, (count + ROWS - 1) / ROWS * ROWS * width * sizeof(float));
+    memset(to, 0, whole(count, ROWS) * width * sizeof(float));
     for (int64_t j = 0; j < count; j++) memcpy(to + j * width, from + w->slot[j] * stride, channels * sizeof(float));
 }
 
@@ -275,7 +280,7 @@ static void add_rows(const work *w, int64_t count, const float *from, int64_t wi
 static void pass_back(gradient *d, int64_t count, float *d_k, float *d_v) {
     work *w = &d->w;
     const softmax *g = w->g;
-    int64_t columns = w->columns, rows = (count + ROWS - 1) / ROWS * ROWS, width = padded(g->D), wide = padded(g->DV);
+    int64_t columns = w->columns, rows = whole(count, ROWS), width = padded(g->D), wide = padded(g->DV);
     gather(w, count, w->v, g->v_token, g->DV, wide, d->values);
     score(w, count);
     product(rows, columns, g->DV, d->values, wide, 1, d->d_o_lanes, columns, d->d_s, columns, SET);
@@ -285,15 +290,15 @@ static void pass_back(gradient *d, int64_t count, float *d_k, float *d_v) {
             store(w->s + j * columns + i, p);
             store(d->d_s + j * columns + i, p * (load(d->d_s + j * columns + i) - load(d->rest + i)));
         }
-    product(rows, wide, columns, w->s, columns, 1, d->d_o, wide, d->product, wide, SET);
+    product(rows, wide, w->rows, w->s, columns, 1, d->d_o, wide, d->product, wide, SET);
     add_rows(w, count, d->product, wide, d_v, g->DV);
-    product(rows, width, columns, d->d_s, columns, 1, d->q, width, d->product, width, SET);
+    product(rows, width, w->rows, d->d_s, columns, 1, d->q, width, d->product, width, SET);
     add_rows(w, count, d->product, width, d_k, g->D);
     const float *keys = w->k + w->slot[0] * g->k_token;
     int64_t stride = g->k_token;
     if (width != g->D || side_by_side(w, 0, count) < count)
         gather(w, count, w->k, g->k_token, g->D, width, w->keys), keys = w->keys, stride = width;
-    product(columns, width, count, d->d_s, 1, columns, keys, stride, d->d_q, width, ADD);
+    product(whole(w->rows, ROWS), width, count, d->d_s, 1, columns, keys, stride, d->d_q, width, ADD);
 }
 
 /* Block m of the queries of owner x: writes d_q, adds to d_k and d_v (S, channels). */
@@ -308,7 +313,7 @@ static void block_back(const softmax *g, int64_t b, int64_t x, int64_t m, float 
     d.lse = d.d_o_lanes + QUERIES * g->DV, d.rest = d.lse + QUERIES, w->keys = d.rest + QUERIES;
     d.values = w->keys + TILE * width, d.product = d.values + TILE * wide;
     for (int64_t r = 0; r < all; r += QUERIES) {
-        w->rows = all - r < QUERIES ? all - r : QUERIES, w->columns = padded(w->rows);
+        w->rows = all - r < QUERIES ? all - r : QUERIES, w->columns = lanes(w->rows);
         w->earliest = INT64_MAX, w->latest = -1;
         memset(d.q, 0, w->columns * width * sizeof(float)), memset(d.d_q, 0, w->columns * width * sizeof(float));
         memset(d.d_o, 0, w->columns * wide * sizeof(float));

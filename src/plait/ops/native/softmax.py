@@ -87,24 +87,8 @@ def attend(
         else:
             owners, begin = index.shape[1], _rows(index)
             end = begin + (index.shape[3] if counts is None else counts.flatten())
-    arguments = Softmax(
-        **{name: pointer(x) for name, x in {"q": q, "k": k, "v": v, "o": o, "sums": received}.items()},
-        **{name: pointer(x) for name, x in {"index": index, "begin": begin, "end": end}.items()},
-        **_strides(q, k, v),
-        B=batch,
-        H=heads,
-        X=owners,
-        G=k.shape[1],
-        T=length,
-        S=k.shape[2],
-        D=q.shape[3],
-        DV=v.shape[3],
-        block=block,
-        page=page,
-        first=first,
-        scale=scale,
-    )
-    call("softmax", arguments)
+    lists = {"index": index, "begin": begin, "end": end}
+    _run("softmax", q, k, v, {"o": o, "sums": received, **lists}, scale, X=owners, block=block, page=page, first=first)
     return o, received
 
 
@@ -150,31 +134,12 @@ def attend_held(
     held = held.contiguous()
     firsts = held - new[:, None]
     starts = None if starts is None else starts.contiguous()
+    numbers = {"X": heads if sums else held.shape[1], "G": held.shape[1], "S": most}
     if starts is not None:
         k, v = k[None, None], v[None, None]
-    strides = _strides(q, k, v)
-    if starts is not None:
-        strides |= dict.fromkeys(("k_batch", "k_head", "v_batch", "v_head"), 0)
-    results = {"o": o, "lse": lse, "sums": received}
-    arguments = Softmax(
-        **{name: pointer(x) for name, x in {"q": q, "k": k, "v": v, **results}.items()},
-        **{name: pointer(x) for name, x in {"starts": starts, "stored": held, "firsts": firsts}.items()},
-        **strides,
-        B=batch,
-        H=heads,
-        X=heads if sums else held.shape[1],
-        G=held.shape[1],
-        T=length,
-        S=most,
-        D=q.shape[3],
-        DV=v.shape[-1],
-        block=_TOGETHER,
-        page=1,
-        window=window,
-        sinks=sinks,
-        scale=scale,
-    )
-    call("softmax", arguments)
+        numbers |= dict.fromkeys(("k_batch", "k_head", "v_batch", "v_head"), 0)
+    tensors = {"o": o, "lse": lse, "sums": received, "starts": starts, "stored": held, "firsts": firsts}
+    _run("softmax", q, k, v, tensors, scale, block=_TOGETHER, page=1, window=window, sinks=sinks, **numbers)
     return o, lse, received
 
 
@@ -184,9 +149,24 @@ def _rows(index: Tensor) -> Tensor:
     return torch.arange(count, device="cpu") * size
 
 
-def _strides(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
+def _run(
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, tensors: dict[str, Tensor | None], scale: float, **numbers: int
+) -> None:
+    """Call a kernel on ``(B, heads, tokens, channels)``.
+
+    Args:
+        kernel: its name.
+        q, k, v: queries, keys and values, which give sizes and strides.
+        tensors: of the structure's other tensors, those that this call has.
+        scale: factor on the scores.
+        numbers: its other numbers, and sizes or strides that q, k and v do not show.
+    """
     axes = ("batch", "head", "token")
-    return {f"{n}_{axis}": x.stride(i) for n, x in zip("qkv", (q, k, v), strict=True) for i, axis in enumerate(axes)}
+    sizes = {f"{n}_{axis}": x.stride(i) for n, x in (("q", q), ("k", k), ("v", v)) for i, axis in enumerate(axes)}
+    sizes |= dict(zip("BHTD", q.shape, strict=True))
+    sizes |= {"G": k.shape[1], "S": k.shape[2], "DV": v.shape[3]}
+    addresses = {name: pointer(x) for name, x in {"q": q, "k": k, "v": v, **tensors}.items()}
+    call(kernel, Softmax(**addresses, **(sizes | numbers), scale=scale))
 
 
 def over_lists(
@@ -227,32 +207,24 @@ def _rows_of_channels(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous(memory_format=torch.contiguous_format)
 
 
-def _arguments(
-    q: Tensor, k: Tensor, v: Tensor, index: Tensor, counts: Tensor, numbers: dict[str, int], scale: float
-) -> tuple[Softmax, tuple[Tensor, ...]]:
-    """All but the results; and the tensors that must stay while the kernel runs."""
-    batch, heads, length, width = q.shape
+def _run_lists(
+    kernel: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    counts: Tensor,
+    tensors: dict[str, Tensor | None],
+    scale: float,
+    **numbers: int,
+) -> None:
+    """As :func:`_run`, with lists in the layout of :func:`over_lists`."""
     owners = k.shape[1] if index.shape[1] == 1 else index.shape[1]
     index = index.contiguous()
     begin = _rows(index).view(index.shape[:3])
     end = begin + counts
-    begin, end = (x.expand(batch, owners, -1).contiguous() for x in (begin, end))
-    arguments = Softmax(
-        **{name: pointer(x) for name, x in {"q": q, "k": k, "v": v}.items()},
-        **{name: pointer(x) for name, x in {"index": index, "begin": begin, "end": end}.items()},
-        **_strides(q, k, v),
-        **numbers,
-        B=batch,
-        H=heads,
-        X=owners,
-        G=k.shape[1],
-        T=length,
-        S=k.shape[2],
-        D=width,
-        DV=v.shape[3],
-        scale=scale,
-    )
-    return arguments, (index, begin, end)
+    begin, end = (x.expand(q.shape[0], owners, -1).contiguous() for x in (begin, end))
+    _run(kernel, q, k, v, {**tensors, "index": index, "begin": begin, "end": end}, scale, X=owners, **numbers)
 
 
 def _forward(
@@ -272,9 +244,7 @@ def _forward(
     if not index.numel():  # an empty list has no address: it would mean every key
         return o.zero_(), lse.fill_(float("-inf"))
     numbers = {"block": block, "page": page, "first": first, "window": window, "sinks": sinks}
-    arguments, _kept = _arguments(q, k, v, index, counts, numbers, scale)
-    arguments.o, arguments.lse = pointer(o), pointer(lse)
-    call("softmax", arguments)
+    _run_lists("softmax", q, k, v, index, counts, {"o": o, "lse": lse}, scale, **numbers)
     return o, lse
 
 
@@ -317,11 +287,8 @@ def _gradients(
     if not index.numel():
         return d_q.zero_(), d_k[0], d_v[0]
     numbers = {"block": block, "page": page, "first": first, "window": window, "sinks": sinks, "parts": parts}
-    arguments, _kept = _arguments(q, k, v, index, counts, numbers, scale)
-    results = {"d_o": d_o, "rest": rest, "lse": lse, "d_q": d_q, "d_k": d_k, "d_v": d_v}
-    for name, x in results.items():
-        setattr(arguments, name, pointer(x))
-    call("softmax_backward", arguments)
+    tensors = {"d_o": d_o, "rest": rest, "lse": lse, "d_q": d_q, "d_k": d_k, "d_v": d_v}
+    _run_lists("softmax_backward", q, k, v, index, counts, tensors, scale, **numbers)
     d_k, d_v = (x.sum(0) if parts > 1 else x[0] for x in (d_k, d_v))
     return d_q, d_k, d_v
 
