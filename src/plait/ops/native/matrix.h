@@ -5,20 +5,20 @@
 
 enum { SET = 0, ADD = 1, SUBTRACT = -1 };
 
-#define MICRO_KERNEL(NV)                                                                                              \
-    static inline void product_##NV(int64_t depth, const float *a, int64_t row, int64_t column, const float *b,       \
+#define MICRO_KERNEL(NAME, R, NV)                                                                                     \
+    static inline void product_##NAME(int64_t depth, const float *a, int64_t row, int64_t column, const float *b,     \
                                     int64_t ldb, float *c, int64_t ldc, int mode) {                                   \
-        vec s[ROWS][NV];                                                                                              \
-        UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int j = 0; j < NV; j++) s[i][j] = splat(0);                 \
+        vec s[R][NV];                                                                                                 \
+        UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < NV; j++) s[i][j] = splat(0);                    \
         for (int64_t k = 0; k < depth; k++) {                                                                         \
             vec y[NV];                                                                                                \
             UNROLL for (int j = 0; j < NV; j++) y[j] = load(b + k * ldb + j * W);                                     \
-            UNROLL for (int i = 0; i < ROWS; i++) {                                                                   \
+            UNROLL for (int i = 0; i < R; i++) {                                                                      \
                 vec x = splat(a[i * row + k * column]);                                                               \
                 UNROLL for (int j = 0; j < NV; j++) s[i][j] += x * y[j];                                              \
             }                                                                                                         \
         }                                                                                                             \
-        UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int j = 0; j < NV; j++) {                                   \
+        UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < NV; j++) {                                      \
             float *p = c + i * ldc + j * W;                                                                           \
             vec x = s[i][j];                                                                                          \
             if (mode == ADD) x = load(p) + x;                                                                         \
@@ -27,9 +27,11 @@ enum { SET = 0, ADD = 1, SUBTRACT = -1 };
         }                                                                                                             \
     }
 
-MICRO_KERNEL(1)
-MICRO_KERNEL(2)
-MICRO_KERNEL(3)
+MICRO_KERNEL(1, ROWS, 1)
+MICRO_KERNEL(2, ROWS, 2)
+MICRO_KERNEL(3, ROWS, 3)
+/* One vector of columns leaves registers for eight rows: fewer sums at work than that wait for each other. */
+MICRO_KERNEL(tall, 8, 1)
 
 /* C (M, N) with rows ldc apart; A (M, depth) with any strides, so that A may be a transposed view; B (depth, N) with
    rows ldb apart. M is a multiple of ROWS and N of W. */
@@ -37,13 +39,16 @@ static void product(int64_t M, int64_t N, int64_t depth, const float *a, int64_t
                     int64_t ldb, float *c, int64_t ldc, int mode) {
     for (int64_t n = 0; n < N;) {
         int64_t left = (N - n) / W, width = left == 4 || left == 2 ? 2 : left >= 3 ? 3 : 1;
-        for (int64_t m = 0; m < M; m += ROWS) {
+        for (int64_t m = 0, rows; m < M; m += rows) {
+            rows = width == 1 && M - m >= 8 ? 8 : ROWS;
             const float *am = a + m * row;
             float *cm = c + m * ldc + n;
             if (width == 3)
                 product_3(depth, am, row, column, b + n, ldb, cm, ldc, mode);
             else if (width == 2)
                 product_2(depth, am, row, column, b + n, ldb, cm, ldc, mode);
+            else if (rows == 8)
+                product_tall(depth, am, row, column, b + n, ldb, cm, ldc, mode);
             else
                 product_1(depth, am, row, column, b + n, ldb, cm, ldc, mode);
         }
