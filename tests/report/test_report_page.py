@@ -93,6 +93,7 @@ def test_answer_stands_first_and_sections_in_order(full_summary: StudySummary) -
         "The answer",
         "Loss against ratio",
         "Recall against ratio",
+        "Recall against load",
         "Recall against cache",
         "Training loss",
         "Where the loss differs",
@@ -270,6 +271,6 @@ def test_colours_are_roles_of_the_palette(full_summary: StudySummary) -> None:
     page = render(full_summary)
     payload = json.loads(page.split('id="charts">')[1].split("</script>")[0])
     used = {one for chart in payload["charts"] for one in colours(chart) if not one.startswith("rgba")}
-    assert len(payload["charts"]) == 8
+    assert len(payload["charts"]) == 14
     assert used <= set(PALETTE["light"])
     assert set(PALETTE["light"]) == set(PALETTE["dark"])

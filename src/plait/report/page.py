@@ -10,6 +10,7 @@ from plait.drawing.style import DASHES, SYMBOLS, Style, mixer_styles
 from plait.files.writing import write_text
 from plait.report import baselines, figures, labels
 from plait.report.chart import Chart
+from plait.report.load_charts import load_charts
 from plait.report.metrics import metric_order, task_metrics
 from plait.report.offline import fill
 from plait.report.series import is_transformer
@@ -51,6 +52,7 @@ def render(summary: StudySummary) -> str:
     sections = {
         "loss": _present(figures.ratio_chart(summary, styles, loss_metric, "loss", better="lower is better")),
         "recall": _present(figures.ratio_chart(summary, styles, "recall", "recall", better="higher is better")),
+        "load": load_charts(summary, styles),
         "pareto": _present(figures.pareto_chart(summary, styles, context)),
         "tasks": _present(*(_task_chart(summary, styles, metric) for metric in task_metrics(summary))),
         "curves": _present(*(figures.curve_chart(summary, styles, track) for track in _curve_tracks(summary))),
