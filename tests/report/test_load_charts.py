@@ -30,12 +30,14 @@ def test_each_mixer_has_a_chart_with_its_ratios_and_the_transformer(full_summary
 
 
 def test_of_several_lengths_the_shortest_shows_the_load(full_summary: StudySummary) -> None:
+    full_summary = full_summary.model_copy(deep=True)
     for configuration in full_summary.configurations:
         configuration.metrics["recall@512x4"] = configuration.metrics["recall@64x4"]
     assert load_metrics(full_summary) == {4: "recall@64x4", 8: "recall@128x8", 16: "recall@256x16"}
 
 
 def test_one_load_is_no_curve(full_summary: StudySummary) -> None:
+    full_summary = full_summary.model_copy(deep=True)
     for configuration in full_summary.configurations:
         for setting in ("recall@64x4", "recall@128x8"):
             del configuration.metrics[setting]

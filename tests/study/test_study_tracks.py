@@ -207,6 +207,6 @@ def test_another_track_changes_no_trial() -> None:
 def test_trials_of_the_mini_study_keep_their_names() -> None:
     found = trials(load_study(Path(__file__).parents[2] / "studies" / "hybrid-linear-mini.yaml"))
     names = {(trial.track, trial.key, trial.seed): trial.hash for trial in found}
-    assert names["lm", "transformer", 0] == "d427006c5329ea5c"
-    assert names["recall", "transformer", 0] == "277541b1a318751d"
-    assert names["lm", "gated_deltanet pure", 0] == "7110c160053dae1d"
+    assert names["lm", "transformer", 0] == "c6b489e2b0c8b1a5"
+    assert names["recall", "transformer", 0] == "b49eae0fc489f5a5"
+    assert names["lm", "gated_deltanet pure", 0] == "b77f22bbc979a16b"
