@@ -28,6 +28,7 @@ def command(
     rows = [
         [
             comparison.name,
+            comparison.metric,
             str(comparison.samples),
             f"{comparison.first:.3f}",
             f"{comparison.second:.3f}",
@@ -38,8 +39,9 @@ def command(
         ]
         for comparison in compared.comparisons
     ]
-    header = ["measured", "samples", "A", "B", "B - A", "95 % interval", "p", "test"]
-    print_table(header, rows, right=(1, 2, 3, 4, 6))
+    header = ["measured", "metric", "samples", "A", "B", "B - A", "95 % interval", "p", "test"]
+    print_table(header, rows, right=(2, 3, 4, 5, 7))
+    say("\np: how often a difference this large would come by chance between equally good models.")
     if compared.refused:
         say("\nNot compared")
         for name, reason in compared.refused.items():

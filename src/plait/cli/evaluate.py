@@ -101,18 +101,18 @@ def command(
     check_section(section)
 
     from plait.evaluation.batching import Batches
-    from plait.evaluation.run import Asked, ask
+    from plait.evaluation.run import Agenda, agenda_of
     from plait.evaluation.session import measure, results_folder
     from plait.evaluation.subject import open_subject
 
     folder = results_folder(model) if out is None else Path(out)
     again = f"Stopped; the same command goes on: what is measured is kept in {folder}."
     with says_how_to_go_on(again), _under(open_subject(model), policy, policy_options) as subject:
-        asked = ask(subject, _bundles(data, wanted_lengths, place, run, subject), section)
+        agenda = agenda_of(subject, _bundles(data, wanted_lengths, place, run, subject), section)
         if named:  # a corpus that is named need not be what the model was trained on
-            asked = Asked(further=asked.measurements, unavailable=asked.unavailable)
-        results = list(measure(subject, asked.measurements, folder, Batches(rows, subject.device)))
-        evaluation = asked.record(subject, results)
+            agenda = Agenda(further=agenda.measurements, unavailable=agenda.unavailable)
+        results = list(measure(subject, agenda.measurements, folder, Batches(rows, subject.device)))
+        evaluation = agenda.record(subject, results)
     pictures = draw_grids(evaluation["results"], folder)
     if as_json:
         print_json({**evaluation, "folder": str(folder), "pictures": [str(path) for path in pictures]})
@@ -150,7 +150,7 @@ def _bundles(
     shared = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plait"
     folder = parents[-1] / DATA_FOLDER if parents and parents[-1] != Path(place) else shared
     at_lengths = [data.model_copy(update={"length": length}) for length in lengths] or [data]
-    return [build(one, folder, run.seed if run else 0, subject.tokenizer) for one in at_lengths]  # type: ignore[arg-type]
+    return [build(section, folder, run.seed if run else 0, subject.tokenizer) for section in at_lengths]  # type: ignore[arg-type]
 
 
 def _names(text: str | None) -> list[str]:

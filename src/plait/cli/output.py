@@ -14,9 +14,10 @@ import typer
 
 #: How an interval was found -> what a reader should know of it.
 INTERVALS = {
-    "Wilson": "of a proportion, where every sample is right or wrong",
-    "bootstrap": "resampled means of the samples",
-    "normal": "1.96 standard errors, as lm-eval gives them",
+    "Wilson": "for a share of samples, each right or wrong",
+    "bootstrap": "from resampled means of the samples",
+    "normal": "1.96 standard errors to each side, as lm-eval gives them",
+    "range": "the slowest and the fastest repeat",
 }
 
 
@@ -24,7 +25,7 @@ def interval_notes(methods: Iterable[str]) -> str:
     """One sentence on how the intervals of a table were found; empty where there are none."""
     used = set(methods)
     notes = [f"{method}: {note}" for method, note in INTERVALS.items() if method in used]
-    return f"95 % intervals: {'; '.join(notes)}." if notes else ""
+    return f"95 % intervals by method. {'; '.join(notes)}." if notes else ""
 
 
 def print_json(data: Any) -> None:

@@ -31,20 +31,22 @@ def print_results(results: Sequence[Mapping[str, Any]]) -> None:
                     number(score["score"], unit),
                     "-" if method == "none" else f"{number(score['low'], unit)} to {number(score['high'], unit)}",
                     "" if unit in ("bytes", score["metric"]) else unit,
-                    method,
+                    "-" if method == "none" else method,
                     "-" if chance is None else number(chance, unit),
                     f"{score['n']:,}",
                 ]
             )
     header = ["measured", "metric", "score", "95 % interval", "unit", "method", "chance", "samples"]
-    print_table(header, rows, right=(2, 6, 7))
+    if not any(row[4] for row in rows):
+        header, rows = header[:4] + header[5:], [row[:4] + row[5:] for row in rows]
+    print_table(header, rows, right=(2, len(header) - 2, len(header) - 1))
     if notes := interval_notes(score["interval"] for result in results for score in result["scores"]):
         say(f"\n{notes}")
     for result in results:
         for score in result["scores"]:
             if "baselines" in score["more"]:
-                say(f"\n{result['name']}: {score['score']:.4f} bits per byte;")
-                say(beside(score["score"], score["more"]["baselines"]))
+                said = beside(score["score"], score["more"]["baselines"])
+                say(f"\n{result['name']}: {score['score']:.4f} bits per byte; {said}")
 
 
 def number(value: float, unit: str) -> str:
@@ -58,8 +60,8 @@ def print_unavailable(unavailable: Sequence[Mapping[str, Any]]) -> None:
     """What this model cannot be measured on, and why."""
     if unavailable:
         say("\nNot measured")
-    for one in unavailable:
-        say(f"  {one['name']}: {one['reason']}")
+    for part in unavailable:
+        say(f"  {part['name']}: {part['reason']}")
 
 
 def beside(bits: float, others: Mapping[str, Any]) -> str:

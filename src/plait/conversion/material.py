@@ -75,7 +75,7 @@ def measure(model: PlaitForCausalLM, bundle: DataBundle, *, samples: int, batch_
     subject = Subject.of(model, bundle.tokenizer)
     batches = Batches(batch_size, subject.device)
     wanted = trained_measurements(bundle, EvaluateSection(limit=samples, ar_hits=False), baselines=False)
-    return [result_of(one, subject, batches) for one in wanted]
+    return [result_of(measurement, subject, batches) for measurement in wanted]
 
 
 def recall_and_language(results: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:

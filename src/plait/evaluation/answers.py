@@ -37,7 +37,7 @@ def answers(
     ids = [tokenizer(prompt.text)["input_ids"] for prompt in prompts]
     for index, prompt in enumerate(prompts):
         groups[len(ids[index]), prompt.max_new_tokens, prompt.stop].append(index)
-    found: dict[int, str] = {}
+    replies: dict[int, str] = {}
     for (length, new, stop), members in sorted(groups.items(), reverse=True):  # the largest first: memory fails early
 
         def answer(batch: Sequence[int], new: int = new, stop: tuple[str, ...] = stop) -> list[str]:
@@ -45,8 +45,8 @@ def answers(
             advance(len(batch))
             return said
 
-        found |= dict(zip(members, batches.run(answer, members, length + new), strict=True))
-    return [found[index] for index in range(len(prompts))]
+        replies |= dict(zip(members, batches.run(answer, members, length + new), strict=True))
+    return [replies[index] for index in range(len(prompts))]
 
 
 @torch.no_grad()

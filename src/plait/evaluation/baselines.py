@@ -57,12 +57,12 @@ def text_baselines(data: TextData, dataset: TokenDataset) -> dict[str, Any]:
         ``train_bytes``, or None where the training split has no text.
     """
     manifest = dataset.packed.manifest.model_dump(exclude={"sha256"})
-    asked = {**manifest, "length": dataset.length, "rows": len(dataset), "documents_apart": dataset.documents}
-    key = stable_hash(json.dumps(asked, sort_keys=True), COUNTED, _VERSION)
+    measured = {**manifest, "length": dataset.length, "rows": len(dataset), "documents_apart": dataset.documents}
+    key = stable_hash(json.dumps(measured, sort_keys=True), COUNTED, _VERSION)
     path = data.folder / f"baselines-{key:016x}.json"
     if path.exists():
-        found: dict[str, Any] = read_back(path)
-        return found
+        kept: dict[str, Any] = read_back(path)
+        return kept
     windows = measured_windows(data, dataset)
     result = {**compressed(windows.predicted), "ngram": _ngram(data, windows)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def measured_windows(data: TextData, dataset: TokenDataset) -> Windows:
 
 def _ngram(data: TextData, windows: Windows) -> dict[str, Any] | None:
     most = min(COUNTED, data.data.max_bytes or COUNTED)
-    text = b"".join(one.text.encode("utf-8") for one in limited(data.corpus.documents("train"), most))
+    text = b"".join(document.text.encode("utf-8") for document in limited(data.corpus.documents("train"), most))
     if not text:
         return None
     length = choose_length(text)

@@ -114,9 +114,9 @@ def frontier(subject: Subject, grid: Grid, folder: Path, batches: Batches) -> li
                     if "reason" in result:
                         raise OptionError(f"{measurement.name}: {result['reason']}")
                     work = _work(applied.report(), place / f"{changed.fingerprint}-{_slug(measurement.name)}.json")
-                    one = result["scores"][0]
-                    found = one["score"], one["low"], one["high"], one["interval"]
-                    points.append(Point(name, share, measurement.name, *found, *work, options=options))
+                    score = result["scores"][0]
+                    values = score["score"], score["low"], score["high"], score["interval"]
+                    points.append(Point(name, share, measurement.name, *values, *work, options=options))
     return points
 
 
@@ -130,10 +130,10 @@ def _work(report: Any, path: Path) -> tuple[float | None, float | None, float | 
     from plait.files.writing import read_back, write_json
 
     if not report.dense_pairs and path.exists():  # the result was there already: nothing ran
-        found = read_back(path)
-        if not isinstance(found, dict) or set(found) != {"prefill", "decode", "held"}:
+        kept = read_back(path)
+        if not isinstance(kept, dict) or set(kept) != {"prefill", "decode", "held"}:
             raise DataError(f"{path} does not hold what a policy did: delete {path.parent} and measure again.")
-        return found["prefill"], found["decode"], found["held"]
+        return kept["prefill"], kept["decode"], kept["held"]
     shares: dict[str, float | None] = {
         name: int(work.pairs) / int(work.dense_pairs) if work.dense_pairs else None
         for name, work in (("prefill", report.prefill), ("decode", report.decode))

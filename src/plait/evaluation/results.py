@@ -62,8 +62,8 @@ def score_of(result: Mapping[str, Any], metric: str | None = None) -> dict[str, 
 
 def by_name(results: Iterable[Mapping[str, Any]], metric: str) -> dict[str, float]:
     """The scores of one metric, by the names of the measurements that give it."""
-    found = {result["name"]: score_of(result, metric) for result in results}
-    return {name: score["score"] for name, score in found.items() if score is not None}
+    scores = {result["name"]: score_of(result, metric) for result in results}
+    return {name: score["score"] for name, score in scores.items() if score is not None}
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def _validated(content: Any, path: Path) -> dict[str, Any]:
 
 def digest(texts: Iterable[str]) -> str:
     """SHA-256 of texts in their order, to tell whether two models read the same."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for text in texts:
         data = text.encode("utf-8")
-        found.update(f"{len(data)}\n".encode() + data)
-    return found.hexdigest()
+        sha256.update(f"{len(data)}\n".encode() + data)
+    return sha256.hexdigest()

@@ -20,11 +20,11 @@ from plait.runs.config import EvaluateSection, RunConfig
 from plait.runs.folder import DATA_FOLDER
 from plait.training.runner import train
 
-__all__ = ["Asked", "ask", "evaluate", "open_model", "train_and_evaluate"]
+__all__ = ["Agenda", "agenda_of", "evaluate", "open_model", "train_and_evaluate"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Agenda:
     """What is measured of one model.
 
     Args:
@@ -54,15 +54,15 @@ class Asked:
             trained on it; ``unavailable`` (each ``name`` and ``reason``).
         """
         marked = [{**result, "trained": index < len(self.trained)} for index, result in enumerate(results)]
-        failed = [{"name": one["name"], "reason": one["reason"]} for one in marked if "reason" in one]
+        failed = [{"name": result["name"], "reason": result["reason"]} for result in marked if "reason" in result]
         return {
             "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
-            "results": [one for one in marked if "reason" not in one],
-            "unavailable": [{"name": one.name, "reason": one.reason} for one in self.unavailable] + failed,
+            "results": [result for result in marked if "reason" not in result],
+            "unavailable": [{"name": part.name, "reason": part.reason} for part in self.unavailable] + failed,
         }
 
 
-def ask(subject: Subject, data: Sequence[DataBundle], section: EvaluateSection) -> Asked:
+def agenda_of(subject: Subject, data: Sequence[DataBundle], section: EvaluateSection) -> Agenda:
     """The measurements that an ``evaluate`` section asks for.
 
     Args:
@@ -73,15 +73,17 @@ def ask(subject: Subject, data: Sequence[DataBundle], section: EvaluateSection) 
     Raises:
         PlaitError: something that was named, not only part of a suite, cannot be measured.
     """
-    trained = {repr((one.kind, one.settings)): one for part in data for one in trained_measurements(part, section)}
-    for one in trained.values():
-        one.check(subject)
-    wanted = [one for part in section.measure for one in measurements_of(part, subject)]
-    further = [one for one in wanted if isinstance(one, Measurement)]
-    return Asked(
+    trained: dict[str, Measurement] = {}
+    for bundle in data:
+        for measurement in trained_measurements(bundle, section):
+            measurement.check(subject)
+            trained[repr((measurement.kind, measurement.settings))] = measurement
+    wanted = [measurement for part in section.measure for measurement in measurements_of(part, subject)]
+    further = [measurement for measurement in wanted if isinstance(measurement, Measurement)]
+    return Agenda(
         list(trained.values()),
         [*further, *(DecodeMeasurement(context) for context in section.decode_contexts)],
-        [one for one in wanted if isinstance(one, Unavailable)],
+        [measurement for measurement in wanted if isinstance(measurement, Unavailable)],
     )
 
 
@@ -94,7 +96,7 @@ def evaluate(subject: Subject, data: DataBundle | None, section: EvaluateSection
         section: as in a run file.
 
     Returns:
-        See :meth:`Asked.record`; ready for JSON.
+        See :meth:`Agenda.record`; ready for JSON.
 
     Raises:
         PlaitError: something that was named, not only part of a suite, cannot be measured.
@@ -103,8 +105,8 @@ def evaluate(subject: Subject, data: DataBundle | None, section: EvaluateSection
     training = model.training
     model.eval()
     try:
-        asked = ask(subject, [] if data is None else [data], section)
-        return asked.record(subject, [result_of(one, subject) for one in asked.measurements])
+        agenda = agenda_of(subject, [] if data is None else [data], section)
+        return agenda.record(subject, [result_of(measurement, subject) for measurement in agenda.measurements])
     finally:
         model.train(training)
 

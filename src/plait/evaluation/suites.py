@@ -107,7 +107,7 @@ def suite(name: str, subject: Subject, wish: Wish) -> list[Measurement | Unavail
         OptionError: no such suite.
     """
     if name == catalog.ALL_SUITES:
-        return _each_once([one for each in catalog.suites() if each != name for one in suite(each, subject, wish)])
+        return _each_once([part for each in catalog.suites() if each != name for part in suite(each, subject, wish)])
     if name not in catalog.suites():
         raise OptionError(f"There is no suite {name!r}.{nearest(name, catalog.suites())}")
     if name in ("lm", "harness"):
@@ -115,23 +115,23 @@ def suite(name: str, subject: Subject, wish: Wish) -> list[Measurement | Unavail
             wanted = list(_texts(wish) if name == "lm" else _harness(wish))
         except PlaitError as error:
             return [Unavailable(name, str(error))]
-        return [_checked(one, subject) for one in wanted]
-    found: list[Measurement | Unavailable] = []
+        return [_checked(measurement, subject) for measurement in wanted]
+    parts: list[Measurement | Unavailable] = []
     for method in catalog.methods():
         if name not in method.suites:
             continue
         for length in wish.lengths or (None,):
             try:
-                found.append(_measurement(method, length, subject, wish))
+                parts.append(_measurement(method, length, subject, wish))
             except PlaitError as error:
                 title = label(method.name, {} if length is None else {"length": length})
-                found.append(Unavailable(title, str(error)))
-    return _each_once(found)  # what knows no length, or belongs to several suites
+                parts.append(Unavailable(title, str(error)))
+    return _each_once(parts)  # what knows no length, or belongs to several suites
 
 
-def _each_once(found: Sequence[Measurement | Unavailable]) -> list[Measurement | Unavailable]:
+def _each_once(parts: Sequence[Measurement | Unavailable]) -> list[Measurement | Unavailable]:
     """The same measurement once; a task and a benchmark of one name are two."""
-    return list({(getattr(one, "kind", one), one.name): one for one in found}.values())
+    return list({(getattr(part, "kind", part), part.name): part for part in parts}.values())
 
 
 def named(name: str, subject: Subject, wish: Wish) -> list[Measurement]:
@@ -221,7 +221,7 @@ def _files(name: str, kind: type[Benchmark], wish: Wish) -> dict[str, str]:
         DataError: an option that has no default is neither there nor given.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for option, places in kind.files.items():
         if option in wish.options:
             continue
@@ -229,10 +229,10 @@ def _files(name: str, kind: type[Benchmark], wish: Wish) -> dict[str, str]:
         present = [path for path in present if path.exists()]
         default = fields[option].default
         if present:
-            found[option] = str(present[0])
+            paths[option] = str(present[0])
         elif not default or default is dataclasses.MISSING:
             raise DataError(
                 f"{name} needs its {option}: a data folder with {' or '.join(places)} (--data-dir), or a path "
                 f"(--option {option}=PATH)."
             )
-    return found
+    return paths

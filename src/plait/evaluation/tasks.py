@@ -66,26 +66,26 @@ class TaskMeasurement(Measurement):
     def scores(self, subject: Subject, batches: Batches, advance: Advance) -> list[Score]:
         dataset = TaskDataset(self.task, self.rows, TaskData.HELD_OUT_SEED, "test")
         right: Tensor = torch.zeros(0, dtype=torch.float64)
-        asked: Tensor = torch.zeros(0, dtype=torch.float64)
+        queries: Tensor = torch.zeros(0, dtype=torch.float64)
 
         def accuracy(rows: Sequence[int]) -> list[float]:
-            nonlocal right, asked
+            nonlocal right, queries
             batch = TaskData.collate([dataset[row] for row in rows])
             targets = batch["targets"]
             wanted = targets != IGNORED
             predictions = predict(subject, batch["input_ids"], int(wanted.any(0).nonzero()[0]))
             hits = ((predictions == targets) & wanted).sum(0).double()
             right = torch.nn.functional.pad(right, (0, max(0, len(hits) - len(right))))
-            asked = torch.nn.functional.pad(asked, (0, max(0, len(hits) - len(asked))))
+            queries = torch.nn.functional.pad(queries, (0, max(0, len(hits) - len(queries))))
             right[: len(hits)] += hits
-            asked[: len(hits)] += wanted.sum(0)
+            queries[: len(hits)] += wanted.sum(0)
             advance(len(rows))
             values: list[float] = per_example_accuracy(predictions, targets).tolist()
             return values
 
         values = batches.run(accuracy, range(self.rows), self.task.longest)
-        positions = asked.nonzero().flatten()
-        by_position = {"position": positions.tolist(), "accuracy": (right[positions] / asked[positions]).tolist()}
+        positions = queries.nonzero().flatten()
+        by_position = {"position": positions.tolist(), "accuracy": (right[positions] / queries[positions]).tolist()}
         return [Score.of("accuracy", values, more={"by_position": by_position}, chance=self.task.chance)]
 
 

@@ -181,31 +181,31 @@ class TextMeasurement(Measurement):
         """
         if self.windows is None:
             return [piece for _, piece in zip(range(PIECES), self._pieces(), strict=False)]
-        found: list[str] = []
+        windows: list[str] = []
         for piece in self._pieces():
-            while piece and len(found) < self.windows:
-                found.append(prefix(tokenizer, piece, self.length))
-                piece = piece[len(found[-1]) :]
-            if len(found) == self.windows:
+            while piece and len(windows) < self.windows:
+                windows.append(prefix(tokenizer, piece, self.length))
+                piece = piece[len(windows[-1]) :]
+            if len(windows) == self.windows:
                 break
-        return [window for window in found if window.strip()]
+        return [window for window in windows if window.strip()]
 
     def _pieces(self) -> Iterator[str]:
         if self.source == "python-stdlib":
             texts: Iterator[str] = (document.text for document in open_corpus(self.source, "text").documents("test"))
         else:
             texts = iter([read_text(Path(self.source))])
-        rest, found = "", False
+        rest, any_text = "", False
         for text in texts:
             rest += text
             while len(rest) >= PIECE:
                 piece, rest = rest[:PIECE], rest[PIECE:]
                 if piece.strip():
-                    found = True
+                    any_text = True
                     yield piece
         if rest.strip():
             yield rest
-        elif not found:
+        elif not any_text:
             raise DataError(f"{self.source} holds no text.")
 
     def scores(self, subject: Subject, batches: Batches, advance: Advance) -> list[Score]:

@@ -31,13 +31,15 @@ def trained_measurements(data: DataBundle, section: EvaluateSection, *, baseline
     sources = parts(data)
     if section.settings and not any(isinstance(source, TaskData) for source in sources):
         raise OptionError("evaluate.settings: these are options of tasks, and no task is learnt to the end.")
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     for source in sources:
         if isinstance(source, TextData):
-            found.append(HeldOutText(source, section.limit, section.ar_hits, section.ar_hits_rare_below, baselines))
+            measurements.append(
+                HeldOutText(source, section.limit, section.ar_hits, section.ar_hits_rare_below, baselines)
+            )
         else:
-            found += _task_measurements(source.task, section.settings, section.limit)
-    return found
+            measurements += _task_measurements(source.task, section.settings, section.limit)
+    return measurements
 
 
 def parts(data: DataBundle) -> list[TextData | TaskData]:
@@ -55,13 +57,15 @@ def _task_measurements(task: Task, settings: Sequence[Mapping[str, Any]], rows: 
         known = dataclasses.asdict(tasks[0])
         tasks = [type(task).parse(name, {**known, **setting}) for setting in settings]
     told = dict.fromkeys(["length", *(key for setting in settings for key in setting), *_varying(tasks)])
-    return [TaskMeasurement(label(name, {key: getattr(one, key) for key in told}), one, rows) for one in tasks]
+    return [
+        TaskMeasurement(label(name, {key: getattr(setting, key) for key in told}), setting, rows) for setting in tasks
+    ]
 
 
 def _varying(tasks: Sequence[Task]) -> list[str]:
     """Options in which tasks of one kind differ."""
     names = [field.name for field in dataclasses.fields(tasks[0])]
-    return [name for name in names if any(getattr(one, name) != getattr(tasks[0], name) for one in tasks)]
+    return [name for name in names if any(getattr(task, name) != getattr(tasks[0], name) for task in tasks)]
 
 
 def label(name: str, options: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ class HarnessMeasurement(Measurement):
             done[kind] = (so_far, total)
             advance(so_far - before, sum(total for _, total in done.values()))
 
-        found = run_harness(
+        results = run_harness(
             subject.model,
             subject.tokenizer,
             [self.task],
@@ -75,12 +75,12 @@ class HarnessMeasurement(Measurement):
             max_length=self.max_length,
             progress=progress,
         )
-        if self.task in found["tasks"]:
-            return _scores(found["tasks"][self.task])
-        counts = sum(one["n"] for one in found["tasks"].values())
-        if self.task in found["groups"]:
-            return _scores({**found["groups"][self.task], "n": counts, "correct": None, "version": None})
-        each = [(name, score) for name, result in found["tasks"].items() for score in _scores(result)]
+        if self.task in results["tasks"]:
+            return _scores(results["tasks"][self.task])
+        counts = sum(task["n"] for task in results["tasks"].values())
+        if self.task in results["groups"]:
+            return _scores({**results["groups"][self.task], "n": counts, "correct": None, "version": None})
+        each = [(name, score) for name, result in results["tasks"].items() for score in _scores(result)]
         return [replace(score, metric=f"{name}: {score.metric}") for name, score in each]
 
 

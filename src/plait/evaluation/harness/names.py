@@ -78,13 +78,13 @@ def harness_folder(data_dir: Path | None) -> Path | None:
 @cache
 def known_names() -> frozenset[str]:
     """Tasks, groups and tags that the files of the installed lm-eval name."""
-    found: set[str] = set()
+    names: set[str] = set()
     for folder, file in _files():
         text = Path(folder, file).read_text(encoding="utf-8", errors="replace")
         for first, further in _NAMED.findall(text):
             lines = [first, *(line.strip().removeprefix("-") for line in further.splitlines())]
-            found |= {line.partition("#")[0].strip(" \t\"'") for line in lines}
-    return frozenset(name for name in found if re.fullmatch(r"[\w.+-]+", name))
+            names |= {line.partition("#")[0].strip(" \t\"'") for line in lines}
+    return frozenset(name for name in names if re.fullmatch(r"[\w.+-]+", name))
 
 
 def _files() -> Iterator[tuple[str, str]]:
