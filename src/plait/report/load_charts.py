@@ -82,14 +82,14 @@ def _chart(
         "ticktext": [labels.integer(pairs) for pairs in metrics],
     }
     most, last = list(metrics.items())[-1]
-    values = ", ".join(f"{one.key} {labels.number(last, one.metrics[last].mean)}" for one in shown)
+    seen = ", ".join(f"{one.key} {labels.number(last, one.metrics[last].mean)}" for one in shown)
     ratios = labels.ordered_ratios(shown)
     return Chart(
         name=name,
         title=title,
         axis="accuracy, higher is better",
         note=labels.interval_note((metric, one.metrics[metric]) for one in shown for metric in metrics.values()),
-        description=f"Recall of {title} against the number of pairs. At {most} pairs: {values}.",
+        description=f"Recall of {title} against the number of pairs. At {most} pairs: {seen}.",
         data=data,
         layout=layout,
         legend=ratio_legend(ratios, dashes),

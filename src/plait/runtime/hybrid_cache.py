@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin, LinearAttentionLayer
+from transformers import DynamicCache, cache_utils
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
 from plait.errors import CacheError
 from plait.mixers.state import LayerState
 from plait.runtime.cache import Owner, PolicyCache, PolicyCacheLayer
+
+#: What newer versions of transformers put in place of a layer without memory.
+_NO_MEMORY: type | tuple[()] = getattr(cache_utils, "DummyLayer", ())
 
 
 def recurrent_layers(config: Any) -> dict[int, str]:
@@ -25,7 +28,7 @@ def recurrent_layers(config: Any) -> dict[int, str]:
     """
     kinds = {}
     for index, layer in enumerate(DynamicCache(config=config).layers):
-        if isinstance(layer, DummyLayer):
+        if isinstance(layer, _NO_MEMORY):
             kinds[index] = "none"
         elif not isinstance(layer, CacheLayerMixin):
             kinds[index] = "recurrent"

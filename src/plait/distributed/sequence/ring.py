@@ -51,7 +51,8 @@ class _Ring(torch.autograd.Function):
         for turn in range(channel.size):
             owner = (channel.rank - turn) % channel.size
             if owner <= channel.rank:
-                part = attention(q, *held.split(widths, -1), _seen(owner, channel))
+                held_k, held_v = held.split(widths, -1)
+                part = attention(q, held_k, held_v, _seen(owner, channel))
                 whole = part if whole is None else merge(whole, part)
             if turn + 1 < channel.size:
                 shape[1] = lengths[owner - 1]
@@ -74,9 +75,10 @@ class _Ring(torch.autograd.Function):
             owner = (channel.rank - turn) % channel.size
             if owner <= channel.rank:
                 seen = _seen(owner, channel)
-                found = attention_gradients(q, *held.split(widths, -1), seen, o, lse, d_o)
-                d_q += found[0]
-                d_held += torch.cat(found[1:], -1)
+                held_k, held_v = held.split(widths, -1)
+                part_q, *part_held = attention_gradients(q, held_k, held_v, seen, o, lse, d_o)
+                d_q += part_q
+                d_held += torch.cat(part_held, -1)
             if turn + 1 < channel.size:
                 shape[1] = lengths[owner - 1]
                 held = channel.rotate(f"{KIND} gradient", held, shape)

@@ -6,6 +6,7 @@ lie.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -214,7 +215,7 @@ def _run_lists(
     v: Tensor,
     index: Tensor,
     counts: Tensor,
-    tensors: dict[str, Tensor | None],
+    tensors: Mapping[str, Tensor | None],
     scale: float,
     **numbers: int,
 ) -> None:

@@ -68,7 +68,10 @@ def attention_output(
     checks.softmax_inputs("attention_output", q, k, v, scale)
     if cu_seqlens is not None:
         documents = zip(*(x.split(cu_seqlens.diff().tolist(), dim=1) for x in (q, k, v)), strict=True)
-        outputs = [attention_output(*x, visibility, scale=scale, sink_logits=sink_logits) for x in documents]
+        outputs = [
+            attention_output(own_q, own_k, own_v, visibility, scale=scale, sink_logits=sink_logits)
+            for own_q, own_k, own_v in documents
+        ]
         return torch.cat(outputs, dim=1)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
