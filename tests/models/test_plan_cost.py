@@ -124,3 +124,15 @@ def test_bytes_are_those_allocated(build, tokens) -> None:
         assert cache.bytes() == plan_cost(model.config, length, cache_dtype=torch.float32).state_bytes
     growth = [after - before for before, after in zip(sizes[11], sizes[22], strict=True)]
     assert growth == [0, 2 * 11 * 16 * 4, 0, 2 * 11 * 16 * 4]
+
+
+def test_a_full_layer_sees_every_earlier_token() -> None:
+    """One definition for every mixer: the catalogue's tag, and no window among the options."""
+    config = PlaitConfig(
+        hidden_size=64,
+        layer_types=["attention", "near", "mla", "gla", "lizard"],
+        mixers={"near": {"mixer": "attention", "window": 8}},
+    )
+    rows = layer_costs(config, 40)
+    assert [row.full for row in rows] == [True, False, True, False, False]
+    assert [row.state for row in rows] == ["grows", "bounded", "grows", "constant", "bounded"]
