@@ -151,7 +151,7 @@ def _rows(index: Tensor) -> Tensor:
 
 
 def _run(
-    kernel: str, q: Tensor, k: Tensor, v: Tensor, tensors: dict[str, Tensor | None], scale: float, **numbers: int
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, tensors: Mapping[str, Tensor | None], scale: float, **numbers: int
 ) -> None:
     """Call a kernel on ``(B, heads, tokens, channels)``.
 

@@ -50,12 +50,12 @@ def by_blocks(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, sink_lo
     outputs = []
     for first, last, ranges in _blocks(rows, q.shape, k.shape):
         keys = slots(ranges, q.device)
-        queries = torch.arange(first, last, device=q.device)
-        mask = rows.mask(queries + rows.first, keys)
-        near = q[:, :, first:last], taken(k, ranges), taken(v, ranges)
+        queries = torch.arange(rows.first + first, rows.first + last, device=q.device)
+        mask = rows.mask(queries, keys)
+        near = q if last - first == q.shape[2] else q[:, :, first:last], taken(k, ranges), taken(v, ranges)
         if sink_logits is None:
             if rows.starts is not None:  # a row of the mask without any key would be NaN in some kernels
-                mask = mask | (queries[:, None] + rows.first == keys)
+                mask = mask | (queries[:, None] == keys)
             outputs.append(_fused(*near, mask, False, scale))
         else:
             o, lse = dense.attention(*near, mask, scale, None, None)
@@ -94,4 +94,4 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, s
         q, k, v = (F.pad(x, (0, max(width, values) - x.shape[3])) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
-    return o[..., :values]
+    return o if values >= width else o[..., :values]

@@ -70,7 +70,7 @@ class Rows:
 def slots(ranges: Ranges, device: torch.device) -> Tensor:
     """All slots of some ranges, in order."""
     parts = [torch.arange(low, high, device=device) for low, high in ranges]
-    return torch.cat(parts) if parts else torch.arange(0, device=device)
+    return parts[0] if len(parts) == 1 else torch.cat([torch.arange(0, device=device), *parts])
 
 
 def taken(x: Tensor, ranges: Ranges) -> Tensor:
