@@ -10,7 +10,7 @@ Parameter names follow flash-linear-attention: ``model.embeddings``, ``model.lay
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial, wraps
 from typing import Any
 
@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from plait.errors import CacheError, OptionError
 from plait.mixers.context import Context, Phase
-from plait.mixers.shard import SequenceShard
 from plait.models.cache import CACHE_NAME, PlaitCache
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.loss import IGNORED, auxiliary_loss, cross_entropy, fits, shifted
+from plait.models.outputs import PlaitCausalOutput, PlaitModelOutput
 from plait.models.padding import Arrangement, arrange
 from plait.models.pretrained import PlaitPreTrainedModel, SharedParameters
 from plait.models.recomputation import reentrant, refuse_lost_gradients, refuse_lost_losses
@@ -73,36 +72,6 @@ class Block(GradientCheckpointingLayer):
     def mix(self, x: Tensor, context: Context, shared: dict[str, Tensor]) -> Tensor:
         """What the mixer makes of the block's input ``x`` ``(B, T, d)``."""
         return self.attn(x if self.post_norm else self.attn_norm(x), replace(context, parameters=shared))
-
-
-@dataclass
-class PlaitModelOutput(BaseModelOutputWithPast):
-    """Output of :class:`PlaitModel`.
-
-    Args:
-        losses: auxiliary losses of the mixers by name, in training.
-        weighted: the same, each times its weight.
-        cu_seqlens: document borders that were found, or None.
-        sequence: the ways to the processes that hold the rest of each row, or None.
-    """
-
-    losses: dict[str, Tensor] | None = None
-    weighted: dict[str, Tensor] | None = None
-    cu_seqlens: Tensor | None = None
-    sequence: SequenceShard | None = None
-
-
-@dataclass
-class PlaitCausalOutput(CausalLMOutputWithPast):
-    """Output of :class:`PlaitForCausalLM`: that of transformers, and what mixers add to the loss in training.
-
-    Args:
-        losses: auxiliary losses of the mixers by name, before their weights.
-        aux_loss: what they add to ``loss``: their weighted sum, scaled as the targets' loss is.
-    """
-
-    losses: dict[str, Tensor] | None = None
-    aux_loss: Tensor | None = None
 
 
 class PlaitModel(PlaitPreTrainedModel):
@@ -325,7 +294,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         cache: PlaitCache | None = None,
         skip_logits: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple:
+    ) -> PlaitCausalOutput | tuple:
         """Logits, and the loss if there are labels.
 
         Args:
