@@ -44,9 +44,10 @@ def attend_band(call: Call, keys: Keys, *, window: int | None = None, sinks: int
         return _by_positions(call, keys, Window(window, sinks) if window is not None else Causal())
     if window is not None and window + first >= keys.size:
         window = None
-    if keys.lengths is None and call.lengths is None:
+    alike, compiles = keys.lengths is None and call.lengths is None, compiled.serves(call, keys)
+    if alike and not (compiles and window is None and call.q.shape[2] > 1):  # there the kernel is quicker than SDPA
         return _by_slots(call, keys, Causal() if window is None else Window(window, first))
-    if not compiled.serves(call, keys):
+    if not compiles:
         return _by_positions(call, keys, Causal() if window is None else Window(window, sinks))
     _count_held(call, keys, Causal() if window is None else Window(window, first))
     return compiled.held(call, keys, window, first)[0]
@@ -121,8 +122,9 @@ def attend_with_sums(call: Call, keys: Keys) -> tuple[Tensor, Tensor]:
     Returns:
         ``(B, H, T, Dv)``, and the weights' sums over queries ``(B, H, S)`` in fp32, without gradient.
     """
-    keys = keys if keys.starts is None or compiled.serves(call, keys) else keys.padded()
-    if compiled.serves(call, keys):
+    compiles = compiled.serves(call, keys) and call.q.shape[2] > 1  # one query's weights are a small matrix
+    keys = keys if compiles else keys.padded()
+    if compiles:
         _count_held(call, keys, Causal())
         o, sums = compiled.held(call, keys, None, 0, sums=True)
         assert sums is not None
@@ -310,10 +312,11 @@ def _count_chosen(call: Call, keys: Keys, index: Tensor, counts: Tensor | None, 
     first = index * page
     width = page if page == 1 else (keys.size - first).clamp(max=page)
     pairs = _triangle(high - first, width) - _triangle(low - first, width)
+    fetched: Count = index.numel() if counts is None else counts.sum()
     if counts is not None:
         counted = torch.arange(index.shape[3], device=index.device) < counts[..., None]
-        pairs, width = pairs * counted, width * counted
-    fetched = width.sum() if isinstance(width, Tensor) else index.numel()
+        pairs, width = pairs * counted, width * counted if isinstance(width, Tensor) else width
+    fetched = width.sum() if isinstance(width, Tensor) else fetched
     call.count(pairs=pairs.sum() * (call.q.shape[1] // index.shape[1]), bytes_read=_bytes(keys, fetched))
 
 
