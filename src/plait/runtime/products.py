@@ -110,10 +110,11 @@ def list_keys(seen: Tensor) -> tuple[Tensor, Tensor]:
         indices ``(B, X, 1, K)`` and their numbers ``(B, X, 1)``, as :func:`attend_pages` takes them for one block.
     """
     counts = seen.sum(-1)
-    index = torch.zeros(*seen.shape[:2], int(counts.max()), dtype=torch.int64, device=seen.device)
+    width = int(counts.max())
     slots = torch.arange(seen.shape[2], device=seen.device).expand_as(seen)
-    index[torch.arange(index.shape[2], device=seen.device) < counts[..., None]] = slots[seen]
-    return index[:, :, None], counts[..., None]
+    place = torch.where(seen, seen.cumsum(-1) - 1, width)  # what is not seen goes behind the end
+    index = slots.new_zeros(*seen.shape[:2], width + 1).scatter_(2, place, slots)
+    return index[:, :, None, :width], counts[..., None]
 
 
 def attend_with_sums(call: Call, keys: Keys) -> tuple[Tensor, Tensor]:
