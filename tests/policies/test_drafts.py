@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 import plait
 from plait import catalog
 from plait.errors import OptionError
+from plait.models import PlaitConfig, PlaitForCausalLM
+from plait.models.recall import LONGEST
 from plait.probes.masking import MaskedHeads
 from policies.tiny_models import decoder, generate, tokens
 
@@ -38,6 +41,22 @@ def test_dense_attention_takes_drafts() -> None:
         assert torch.equal(generate(model, prompt(), new=12, prompt_lookup_num_tokens=3), expected)
         assert torch.equal(generate(model, prompt(), new=12, assistant_model=decoder("llama")), expected)
     assert torch.equal(generate(model, prompt(), new=12, prompt_lookup_num_tokens=3), expected)
+
+
+@pytest.mark.parametrize("policy", [False, True])
+def test_long_drafts_on_a_hybrid_are_refused_before_anything_runs(policy: bool) -> None:
+    torch.manual_seed(0)
+    model = PlaitForCausalLM(PlaitConfig(vocab_size=61, hidden_size=32, layer_types=["gla", "attention"])).eval()
+    ids = {"input_ids": tokens(1, LONGEST + 60).repeat(1, 2)}
+    expected = generate(model, ids, new=4)
+    with plait.policy(model, "dense") if policy else nullcontext():
+        assert torch.equal(generate(model, ids, new=4, prompt_lookup_num_tokens=LONGEST), expected)
+        with pytest.raises(OptionError, match="Drafts of 257 tokens are too long"):
+            generate(model, ids, new=4, prompt_lookup_num_tokens=LONGEST + 1)
+    attention = decoder("plait")
+    assert torch.equal(
+        generate(attention, ids, new=4, prompt_lookup_num_tokens=LONGEST + 40), generate(attention, ids, new=4)
+    )
 
 
 def test_windows_and_masked_heads_refuse_drafts() -> None:

@@ -285,6 +285,23 @@ class PlaitCache(Cache):
             self.reorder_cache(rows.repeat_interleave(repeats))
 
 
+def check_drafts(config: PlaitConfig, tokens: int | None) -> None:
+    """Refuse longer drafts than a layer with a recurrent state can take back.
+
+    Args:
+        config: of the model.
+        tokens: of a draft, as generation is told; None for no drafts.
+
+    Raises:
+        OptionError: more than :data:`~plait.models.recall.LONGEST`.
+    """
+    if tokens is not None and tokens > LONGEST and not all(state.always_crops for state in new_states(config)):
+        raise OptionError(
+            f"Drafts of {tokens} tokens are too long: layers with a recurrent state take back {LONGEST} tokens at most. "
+            f"Set prompt_lookup_num_tokens to {LONGEST} or less."
+        )
+
+
 def new_states(config: PlaitConfig) -> list[LayerState]:
     """Empty states of every layer; builds no weights."""
     with torch.device("meta"):

@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plait.errors import CacheError, OptionError
 from plait.mixers.context import Context, Phase
-from plait.models.cache import CACHE_NAME, PlaitCache
+from plait.models.cache import CACHE_NAME, PlaitCache, check_drafts
 from plait.models.configuration import LayerSpec, PlaitConfig
 from plait.models.loss import IGNORED, auxiliary_loss, cross_entropy, fits, shifted
 from plait.models.outputs import PlaitCausalOutput, PlaitModelOutput
@@ -262,6 +262,10 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        check_drafts(self.config, generation_config.prompt_lookup_num_tokens)
+        return super()._get_candidate_generator(generation_config, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embeddings
