@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from plait.errors import CacheError
+from plait.errors import CacheError, OptionError
 from plait.mixers.context import Context
 from plait.mixers.state import LayerState
 from plait.models.configuration import PlaitConfig
@@ -297,8 +297,8 @@ def check_drafts(config: PlaitConfig, tokens: int | None) -> None:
     """
     if tokens is not None and tokens > LONGEST and not all(state.always_crops for state in new_states(config)):
         raise OptionError(
-            f"Drafts of {tokens} tokens are too long: layers with a recurrent state take back {LONGEST} tokens at most. "
-            f"Set prompt_lookup_num_tokens to {LONGEST} or less."
+            f"Drafts of {tokens} tokens are too long: layers with a recurrent state take back {LONGEST} at most. Set "
+            f"prompt_lookup_num_tokens to {LONGEST} or less."
         )
 
 

@@ -265,7 +265,7 @@ class PlaitForCausalLM(PlaitPreTrainedModel, GenerationMixin):
 
     def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
         check_drafts(self.config, generation_config.prompt_lookup_num_tokens)
-        return super()._get_candidate_generator(generation_config, *args, **kwargs)
+        return super()._get_candidate_generator(generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embeddings
