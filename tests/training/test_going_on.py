@@ -131,7 +131,7 @@ def test_a_warm_started_run_without_a_checkpoint_begins_from_the_same_weights_ag
         TrainingError, match=r"belongs to a run that started from the weights of .*first, not from those"
     ):
         train(config, tmp_path / "whole", progress=False, init_from=tmp_path / "other")
-    with pytest.raises(TrainingError, match=r"began from the random weights of its seed, not from these of .*first"):
+    with pytest.raises(TrainingError, match=r"started from the random weights of its seed, not from those of .*first"):
         train(run_config(steps=4, seed=9), tmp_path / "other", progress=False, init_from=tmp_path / "first")
 
 

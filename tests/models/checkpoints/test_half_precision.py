@@ -80,7 +80,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: tor
     said = []
     for arguments in (
         ["generate", str(tmp_path / "model"), *generate],
-        ["eval", str(tmp_path / "model"), "--corpus", f"text:{tmp_path}/text.txt", "--length", "64", "--batches", "1"],
+        ["eval", str(tmp_path / "model"), "--corpus", f"text:{tmp_path}/text.txt", "--lengths", "64", "--limit", "1"],
         ["export", str(tmp_path / "model"), str(tmp_path / "fla"), "--to", "fla"],
         ["import", str(tmp_path / "fla"), str(tmp_path / "again")],
         ["generate", str(tmp_path / "again"), *generate],

@@ -13,6 +13,7 @@ from torch import Tensor
 from plait.errors import BackendUnavailable, OptionError, nearest
 from plait.ops import checks, native
 from plait.ops.dispatch import overridden, resolve
+from plait.ops.native.kernel import tracing
 from plait.ops.native.softmax import over_lists
 from plait.ops.softmax import blocks, dense, flex, fused, lists
 from plait.ops.softmax.rows import Rows
@@ -342,17 +343,20 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, first: int, *, causal: bool, scale: 
 
 def _compiled(q: Tensor, k: Tensor, v: Tensor, first: int, *, visibility: Visibility, scale: float) -> Result:
     """The compiled kernel on the lists of a visibility, which say with a window's two numbers all that it shows."""
-    chosen = _lists_of(visibility, first + q.shape[2], first)
+    # tensors made under a tracer belong to its graph: they are not kept
+    chosen = (_new_lists if tracing() else _lists_of)(visibility, first + q.shape[2], first)
     within = (visibility.window, visibility.sinks) if isinstance(visibility, Window) else (0, 0)
     sizes = (chosen.block, chosen.page, chosen.first)
     return over_lists(q, k, v, chosen.index, chosen.counts, scale, *sizes, *within)
 
 
-@lru_cache(maxsize=64)
-def _lists_of(visibility: Visibility, length: int, first: int) -> Lists:
+def _new_lists(visibility: Visibility, length: int, first: int) -> Lists:
     if isinstance(visibility, (Blocks, Power)):
         return visibility.blocks(length, visibility.size, visibility.size, first)
     return visibility.blocks(length, 64, 16, first)
+
+
+_lists_of = lru_cache(maxsize=64)(_new_lists)
 
 
 def _native_refuses(
