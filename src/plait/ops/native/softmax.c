@@ -82,6 +82,11 @@ static int64_t side_by_side(const work *w, int64_t j, int64_t count) {
 }
 
 /* Ask for the values of these keys, and for the next keys where their place is known. */
+/* Heads without channels have no memory, and memcpy may not see its address. */
+static void copy(float *to, const float *from, int64_t count) {
+    if (count) memcpy(to, from, count * sizeof(float));
+}
+
 static void expect_rows(const work *w, int64_t count) {
     const softmax *g = w->g;
     for (int64_t j = 0; j < count; j++) {
@@ -107,7 +112,7 @@ static void score(work *w, int64_t count) {
             run = ROWS, stride = g->D, keys = w->keys;
             for (int64_t i = 0; i < ROWS; i++)
                 if (j + i < count)
-                    memcpy(w->keys + i * g->D, w->k + w->slot[j + i] * g->k_token, g->D * sizeof(float));
+                    copy(w->keys + i * g->D, w->k + w->slot[j + i] * g->k_token, g->D);
                 else
                     memset(w->keys + i * g->D, 0, g->D * sizeof(float));
         }
@@ -157,7 +162,7 @@ static void accumulate(work *w, int64_t count) {
     if (width != g->DV || side_by_side(w, 0, count) < count) {
         values = w->values, stride = width;
         for (int64_t j = 0; j < count; j++)
-            memcpy(w->values + j * width, w->v + w->slot[j] * g->v_token, g->DV * sizeof(float));
+            copy(w->values + j * width, w->v + w->slot[j] * g->v_token, g->DV);
     }
     product(whole(w->rows, ROWS), width, count, w->s, 1, columns, values, stride, w->o, width, ADD);
 }
@@ -266,7 +271,7 @@ static size_t gradient_floats(const softmax *g) {
 static void gather(const work *w, int64_t count, const float *from, int64_t stride, int64_t channels, int64_t width,
                    float *to) {
     memset(to, 0, whole(count, ROWS) * width * sizeof(float));
-    for (int64_t j = 0; j < count; j++) memcpy(to + j * width, from + w->slot[j] * stride, channels * sizeof(float));
+    for (int64_t j = 0; j < count; j++) copy(to + j * width, from + w->slot[j] * stride, channels);
 }
 
 static void add_rows(const work *w, int64_t count, const float *from, int64_t width, float *to, int64_t channels) {
@@ -325,7 +330,7 @@ static void block_back(const softmax *g, int64_t b, int64_t x, int64_t m, float 
             for (int64_t c = 0; c < g->D; c++) w->q[c * w->columns + i] = real ? q[c] * g->scale : 0;
             for (int64_t c = 0; c < g->DV; c++) d.d_o_lanes[c * w->columns + i] = real ? d_o[c] : 0;
             for (int64_t c = 0; real && c < g->D; c++) d.q[i * width + c] = q[c] * g->scale;
-            if (real) memcpy(d.d_o + i * wide, d_o, g->DV * sizeof(float));
+            if (real) copy(d.d_o + i * wide, d_o, g->DV);
             d.lse[i] = real && g->lse[at] > NEVER ? g->lse[at] : -NEVER; /* no weight for those without keys */
             d.rest[i] = real ? g->rest[at] : 0;
             w->position[i] = (int32_t)position;
