@@ -10,7 +10,8 @@ from plait.drawing.style import PALETTE
 from plait.report import write_report
 from plait.study.summary import Curve, StudySummary
 
-CHARTS = ["loss", "recall", "pareto", "curves-0", "curves-1", "ar_loss", "other_loss", "decode"]
+LOADS = [f"load-{mixer}" for mixer in range(6)]
+CHARTS = ["loss", "recall", *LOADS, "pareto", "curves-0", "curves-1", "ar_loss", "other_loss", "decode"]
 
 
 @pytest.fixture(scope="module")
