@@ -23,7 +23,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 help:
 	@echo "setup     the environment in $(VENV), with all that the tests need"
-	@echo "demo      a small study, trained and reported: under 10 minutes on 2 cores"
+	@echo "demo      a small study, trained and reported: about 5 minutes on 2 cores"
 	@echo "test      the tests; test-all adds the slow ones"
 	@echo "sanitize  the CPU kernels under gcc's address and undefined-behaviour sanitizers: random calls, kernel tests"
 	@echo "check     formatting, lint, types"
