@@ -64,15 +64,19 @@ class Override(Strict):
 
 
 class Thresholds(Strict):
-    """What the guard and the recommendation compare with; all are fixed before the study runs.
+    """What guards, comparisons and the recommendation compare with; all are fixed before the study runs.
 
     Args:
         learnt: accuracy that the transformer must reach for a track of recall or of a task to prove anything.
-        loss_tolerance: a recommended configuration's loss is at most this fraction above the best loss.
-        recall_tolerance: its mean recall is at most this far below the transformer's.
+        off_plateau: share of the way from guessing to 1 that a configuration must have come at the smallest load;
+            one that has not is marked as not learnt and used by no conclusion.
+        loss_tolerance: losses that differ by less than this fraction of the transformer's are equivalent, and a
+            recommended configuration's loss is not higher by more.
+        recall_tolerance: the same for accuracies, as a difference.
     """
 
     learnt: Fraction = 0.9
+    off_plateau: Fraction = 0.5
     loss_tolerance: Annotated[float, Field(ge=0)] = 0.02
     recall_tolerance: Fraction = 0.05
 
@@ -94,7 +98,8 @@ class StudyFile(Strict):
         overrides: values for some points only.
         thresholds: of the guard and the recommendation.
         claims: names of published claims that the report decides on this study's results.
-        contexts: context lengths at which cache bytes are computed; the longest one decides.
+        contexts: context lengths at which tables show cache bytes; the answer quotes none above four times the longest
+            row that was measured.
         resources: what each trial asks of a cluster; ``overrides`` may set ``resources.KEY`` for some points.
         workers: processes at a time; None takes one per GPU, or one per core up to 8.
         vocab_size: what ``plait study plan`` assumes for a tokenizer that has to be downloaded.
