@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import plait
-from plait.errors import OptionError
-from plait.policies import build
+from plait import catalog
+from plait.errors import CacheError, OptionError
+from plait.policies import Policy, build
+from plait.policies.combined import PrefillDecode
 from policies.driver import Driver
 from policies.tiny_models import decoder, generate, tokens
 
@@ -27,6 +29,108 @@ def test_prompts_by_one_policy_and_steps_by_the_other() -> None:
     assert combined.work("prefill").pairs == prefill.work("prefill").pairs
     assert combined.work("decode").pairs == decode.work("decode").pairs
     assert combined.work("decode").pairs < combined.work("decode").dense_pairs
+
+
+METHODS = catalog.names("policy", combines=False)
+
+
+def small(name: str, length: int) -> dict[str, Any]:
+    """The policy at a budget far below ``length``."""
+    kind: type[Policy] = catalog.get(name, "policy").load()
+    return {"name": name, **kind.with_budget(12, length)}
+
+
+def alone(spec: dict[str, Any], length: int) -> Driver:
+    return Driver(spec["name"], length, rows=2, padding=[5, 0], **{k: v for k, v in spec.items() if k != "name"})
+
+
+def check_pair(first: dict[str, Any], second: dict[str, Any], policy: Policy | None = None) -> None:
+    """A prompt is attended as by the first policy alone, the tokens after it as by the second alone.
+
+    Queries, keys and values of a driver depend on no output, so each part must give what it gives alone.
+    """
+    length = 48
+    if policy is None:
+        policy = build("prefill_decode", prefill=first, decode=second)
+    together = Driver(policy, length, rows=2, padding=[5, 0])
+    before, after = alone(first, length), alone(second, length)
+    torch.testing.assert_close(together.feed(36), before.feed(36))
+    after.feed(36)
+    for _ in range(6):
+        before.feed()
+        torch.testing.assert_close(together.feed(), after.feed())
+    copy, others = (state.copy() for state in (together.state, after.state))
+    rows = torch.tensor([1, 0, 0])
+    for state, driver in ((copy, together), (others, after)):
+        state.select_rows(rows)
+        driver.state = state
+        driver.q, driver.k, driver.v = (x[rows] for x in (driver.q, driver.k, driver.v))
+        driver.padding = driver.padding[rows]
+    torch.testing.assert_close(together.feed(), after.feed())
+
+
+@pytest.mark.parametrize("second", METHODS)
+@pytest.mark.parametrize("first", METHODS)
+def test_any_two_go_together(first: str, second: str) -> None:
+    check_pair(small(first, 48), small(second, 48))
+
+
+@pytest.mark.parametrize("name", ["chunked", "head_budgets", "layer_budgets", "per_layer", "prefill_decode"])
+def test_combinations_are_parts_too(name: str) -> None:
+    check_pair(small(name, 48), small("snapkv", 48))
+    check_pair(small("streaming", 48), small(name, 48))
+
+
+def test_two_tables_of_one_policy() -> None:
+    """Segments of one name, of different lengths, and two artefacts of one option."""
+    table = {"name": "duo_attention", "sparsity": None, "sinks": 1, "recent": 4, "chunk": 6}
+    first, second = ({**table, "heads": [heads]} for heads in ([1.0, 0.0], [0.0, 1.0]))
+    check_pair(first, second)
+    driver = Driver("prefill_decode", 48, prefill=first, decode=second)
+    driver.feed(36)
+    names = ("prefill.full", "prefill.streaming", "decode.full", "decode.streaming")
+    assert set(driver.state.segments) == set(names)
+    assert [driver.state[name].size for name in names] == [36, 5, 36, 5]
+
+
+def test_a_prompt_after_the_answer_is_read_by_the_prefill_policy() -> None:
+    """Its memory has seen what was decoded."""
+    first, second = small("duo_attention", 48), small("tova", 48)
+    together, before = Driver("prefill_decode", 48, prefill=first, decode=second), Driver("duo_attention", 48, **{
+        name: value for name, value in first.items() if name != "name"
+    })
+    for tokens_fed in (20, 1, 1):
+        together.feed(tokens_fed)
+        before.feed(tokens_fed)
+    torch.testing.assert_close(together.feed(9), before.feed(9))
+
+
+def test_one_memory_where_one_is_enough() -> None:
+    """Vertical-Slash reads the keys that Quest keeps; a token that is gone is missed with a clear message."""
+    driver = Driver("prefill_decode", 48, prefill=small("vertical_slash", 48), decode=small("quest", 48))
+    assert set(driver.state.segments) == {"decode.kv", "decode.pages"}
+    driver = Driver("prefill_decode", 48, prefill=small("vertical_slash", 48), decode=small("h2o", 48))
+    driver.feed(30)
+    with pytest.raises(CacheError, match="combine it with a decoding policy that evicts nothing"):
+        driver.feed(10)
+
+
+class OneName(PrefillDecode):
+    """Both parts write into memory of the same names."""
+
+    def attend(self, call: Any) -> Any:
+        for name in [name for name in call.state.segments if name.startswith("prefill.")]:
+            own = name.replace("prefill.", "decode.")
+            call.state.segments[name] = call.state.segments.get(own, call.state.segments[name])
+        return super().attend(call)
+
+
+def test_the_check_of_pairs_sees_names_that_clash() -> None:
+    first, second = small("snapkv", 48), {**small("snapkv", 48), "capacity": 9, "recent": 3}
+    check_pair(first, second)
+    options = PrefillDecode.Options(prefill=first, decode=second)
+    with pytest.raises(AssertionError):
+        check_pair(first, second, OneName(options))
 
 
 def test_each_layer_its_own() -> None:
@@ -60,8 +164,6 @@ def test_combinations_nest() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("prefill_decode", {"prefill": "snapkv"}, "memory of its own"),
-        ("prefill_decode", {"decode": "duo_attention"}, "in its own way"),
         ("prefill_decode", {"decode": {"page": 4}}, "needs its name"),
         ("prefill_decode", {"decode": {"name": "quest", "pages": 4}}, "'page'"),
         ("per_layer", {"layers": {"first": "dense"}}, "names no layers"),

@@ -59,7 +59,6 @@ class Delegate(Policy):
         self.inner.bind(model)
 
     def of(self, layer: LayerInfo) -> Policy:
-        """What serves a layer."""
         return self.inner
 
     def serves(self, layer: LayerInfo) -> bool:
@@ -70,6 +69,9 @@ class Delegate(Policy):
 
     def attend(self, call: Call) -> Tensor:
         return self.of(call.layer).attend(call)
+
+    def observe(self, call: Call) -> None:
+        self.of(call.layer).observe(call)
 
 
 class HeadBudgets(Delegate):

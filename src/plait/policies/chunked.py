@@ -73,8 +73,15 @@ class Chunked(Policy):
         return self.inner.new_state(layer)
 
     def attend(self, call: Call) -> Tensor:
+        inner = self.inner.of(call.layer)
+        return torch.cat([inner.attend(chunk) for chunk in self._chunks(call)], dim=2)
+
+    def observe(self, call: Call) -> None:
+        for chunk in self._chunks(call):
+            self.inner.of(call.layer).observe(chunk)
+
+    def _chunks(self, call: Call) -> list[Call]:
         length, size = call.q.shape[2], self.options.chunk
         if length <= size:
-            return self.inner.attend(call)
-        starts = range(0, length, size)
-        return torch.cat([self.inner.attend(call.chunk(first, min(first + size, length))) for first in starts], dim=2)
+            return [call]
+        return [call.chunk(first, min(first + size, length)) for first in range(0, length, size)]

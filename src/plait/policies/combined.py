@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from plait.policies.quest import QuestOptions
 from plait.policies.streaming import StreamingOptions
 from plait.policies.vertical_slash import VerticalSlashOptions
 from plait.runtime.call import Call, LayerInfo, ModelInfo
+from plait.runtime.dense import Dense
 from plait.runtime.policy import Policy
 
 
@@ -25,7 +26,7 @@ class PrefillDecodeOptions(Options):
 
     Args:
         prefill: the policy of prompts, as a name or as a mapping with ``name`` and its options.
-        decode: the policy of single tokens, likewise; what is kept in memory is its business.
+        decode: the policy of single tokens, likewise.
     """
 
     method: ClassVar[str] = "prefill_decode"
@@ -39,7 +40,10 @@ class PrefillDecodeOptions(Options):
 
 
 class PrefillDecode(Policy):
-    """Prompts by one policy, decoded tokens and the memory by another.
+    """Prompts by one policy, decoded tokens by another. Any two go together.
+
+    Each has its memory under its own name, ``prefill.`` or ``decode.``, and sees every token. A prefill policy that
+    needs nothing but keys and values reads those of the decoding policy, and has no memory then.
 
     Args:
         options: both policies as options.
@@ -53,11 +57,7 @@ class PrefillDecode(Policy):
         super().__init__(options)
         self.before, self.after = build(self.options.prefill), build(self.options.decode)
         self.looks_ahead = self.before.looks_ahead
-        own = type(self.before)
-        if any(getattr(own, name) is not getattr(Policy, name) for name in ("attend", "write", "new_state")):
-            raise self._refusal("prefill", self.options.prefill, "keeps a memory of its own")
-        if type(self.after).attend is not Policy.attend:
-            raise self._refusal("decode", self.options.decode, "attends in its own way")
+        self._dense = Dense()
 
     @classmethod
     def with_budget(cls, budget: int, length: int) -> dict[str, Any]:
@@ -71,26 +71,50 @@ class PrefillDecode(Policy):
         self.after.bind(model)
 
     def serves(self, layer: LayerInfo) -> bool:
-        return self.before.serves(layer) and self.after.serves(layer)
+        return self.before.serves(layer) or self.after.serves(layer)
+
+    def parts(self, layer: LayerInfo) -> tuple[Policy, Policy]:
+        """What acts in a layer, in prompts and in decoding."""
+        before, after = (p.of(layer) if p.serves(layer) else self._dense for p in (self.before, self.after))
+        return before, after
 
     def new_state(self, layer: LayerInfo) -> LayerState:
-        return self.after.new_state(layer)
+        before, after = self.parts(layer)
+        memories = {"decode": after.new_state(layer)}
+        if before.keeps_own or not after.lends or "kv" not in memories["decode"].segments:
+            memories["prefill"] = before.new_state(layer)
+        named = ((f"{part}.{name}", s) for part, state in memories.items() for name, s in state.segments.items())
+        return LayerState(dict(named))
 
-    def write(self, call: Call) -> None:
-        self.after.write(call)
+    def attend(self, call: Call) -> Tensor:
+        before, after = self.parts(call.layer)
+        own, others = (_in_namespace(call, name) for name in ("prefill", "decode"))
+        if call.phase == "decode":
+            o = after.attend(others)
+            if own.state.segments:
+                before.observe(own)
+        elif own.state.segments:
+            o = before.attend(own)
+            after.observe(others)
+        else:
+            after.write(others)
+            o = before.prefill(others)
+            after.watch(others)
+            after.trim(others)
+        return o
 
-    def prefill(self, call: Call) -> Tensor:
-        return self.before.prefill(call)
+    def observe(self, call: Call) -> None:
+        for part, name in zip(self.parts(call.layer), ("prefill", "decode"), strict=True):
+            mine = _in_namespace(call, name)
+            if mine.state.segments:
+                part.observe(mine)
 
-    def decode(self, call: Call) -> Tensor:
-        return self.after.decode(call)
 
-    def trim(self, call: Call) -> None:
-        self.after.trim(call)
-
-    @staticmethod
-    def _refusal(role: str, spec: Spec, reason: str) -> OptionError:
-        return OptionError(f"Policy 'prefill_decode', option {role}={spec!r}: that policy {reason}; take another one.")
+def _in_namespace(call: Call, name: str) -> Call:
+    """The call with the segments ``name.*`` alone, under their own names."""
+    start = f"{name}."
+    segments = {key.removeprefix(start): s for key, s in call.state.segments.items() if key.startswith(start)}
+    return replace(call, state=LayerState(segments))
 
 
 @dataclass(frozen=True)
@@ -158,17 +182,22 @@ class PerLayer(Policy):
             policy.bind(model)
 
     def of(self, layer: LayerInfo) -> Policy:
-        """The policy of a layer."""
+        return self._chosen(layer).of(layer)
+
+    def _chosen(self, layer: LayerInfo) -> Policy:
         return self._layers.get(layer.index, self._otherwise)
 
     def serves(self, layer: LayerInfo) -> bool:
-        return self.of(layer).serves(layer)
+        return self._chosen(layer).serves(layer)
 
     def new_state(self, layer: LayerInfo) -> LayerState:
         return self.of(layer).new_state(layer)
 
     def attend(self, call: Call) -> Tensor:
         return self.of(call.layer).attend(call)
+
+    def observe(self, call: Call) -> None:
+        self.of(call.layer).observe(call)
 
 
 def _spec(name: str, budget: int, length: int) -> Spec:

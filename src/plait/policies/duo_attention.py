@@ -134,16 +134,30 @@ class DuoAttention(Policy):
         return LayerState({name: Store() for name, wanted in stores.items() if wanted})
 
     def attend(self, call: Call) -> Tensor:
-        full = torch.tensor(self.full_heads(call.layer), device=call.q.device)
-        if bool(full.all()):
+        full, streaming = self._parts(call)
+        if streaming is None:
             return self._attend_full(call)
-        if not bool(full.any()):
+        if full is None:
             return self._attend_streaming(call)
         o = call.q.new_empty(*call.q.shape[:3], call.v.shape[-1]).unflatten(1, (-1, call.layer.group))
-        for mask, attend in ((full, self._attend_full), (~full, self._attend_streaming)):
-            heads = mask.nonzero().flatten()
+        for heads, attend in ((full, self._attend_full), (streaming, self._attend_streaming)):
             o = o.index_copy(1, heads, attend(call.heads(heads)).unflatten(1, (-1, call.layer.group)))
         return o.flatten(1, 2)
+
+    def observe(self, call: Call) -> None:
+        full, streaming = self._parts(call)
+        for name, heads, others in (("full", full, streaming), ("streaming", streaming, full)):
+            if heads is not None:
+                part = call if others is None else call.heads(heads)
+                self.store(call, name).add(part.k, part.v, part.positions, part.lengths)
+        if streaming is not None:
+            self.store(call, "streaming").keep_band(self.options.sinks, self.options.held)
+
+    def _parts(self, call: Call) -> tuple[Tensor | None, Tensor | None]:
+        """Full and streaming kv heads; None where there are none."""
+        full = torch.tensor(self.full_heads(call.layer), device=call.q.device)
+        parts = (mask.nonzero().flatten() if bool(mask.any()) else None for mask in (full, ~full))
+        return next(parts), next(parts)
 
     def _attend_full(self, call: Call) -> Tensor:
         self.store(call, "full").add(call.k, call.v, call.positions, call.lengths)

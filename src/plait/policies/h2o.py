@@ -18,6 +18,7 @@ from plait.options import Options
 from plait.policies.importance import over_group
 from plait.policies.scored import ScoredPolicy
 from plait.runtime.call import Call, LayerInfo
+from plait.runtime.meter import Meter
 from plait.runtime.products import attend_band, attend_with_sums, probabilities
 from plait.runtime.store import Keys, RaggedStore
 
@@ -84,6 +85,13 @@ class H2O(ScoredPolicy):
             o, sums = attend_with_sums(call, keys)
         store.score = store.score + over_group(sums, call.layer.group, "sum")
         return o
+
+    def watch(self, call: Call) -> None:
+        """Dense attention, for what each token receives of it."""
+        meter = Meter()
+        self.prefill(replace(call, meter=meter))
+        for work in meter.work.values():
+            call.count(index_pairs=work.pairs + work.index_pairs, bytes_read=work.bytes_read)
 
     decode = prefill
 

@@ -145,7 +145,6 @@ class HybridPolicyCache(PolicyCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         segments = [segment for layer in self.served for segment in layer.state.segments.values()]
-        segments = [segment for layer in self.served for segment in layer.state.segments.values()]
         rows = next((x.shape[0] for segment in segments for _, x in segment.tensors()), 0)
         if rows:
             self.reorder_cache(torch.arange(rows).repeat_interleave(repeats))

@@ -93,6 +93,21 @@ class Policy(ABC):
         """Whether the policy serves a layer. Layers with a window of their own run densely within it by default."""
         return layer.window is None
 
+    def of(self, layer: LayerInfo) -> Policy:
+        """What acts in a layer: the policy itself, or one of those that it is made of."""
+        return self
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether it remembers something else than a ``kv`` store of all new tokens, so that none can be lent to it."""
+        kind = type(self)
+        return any(getattr(kind, name) is not getattr(Policy, name) for name in ("attend", "write", "new_state"))
+
+    @property
+    def lends(self) -> bool:
+        """Whether another policy may attend between :meth:`write` and :meth:`trim`, over the ``kv`` store kept here."""
+        return type(self).attend is Policy.attend
+
     def new_state(self, layer: LayerInfo) -> LayerState:
         """Empty memory of one layer."""
         return LayerState({"kv": Store()})
@@ -118,6 +133,15 @@ class Policy(ABC):
 
     def trim(self, call: Call) -> None:  # noqa: B027 (most forget nothing)
         """Forget what later calls will not read."""
+
+    def watch(self, call: Call) -> None:  # noqa: B027 (most learn nothing from attention)
+        """Learn what :meth:`prefill` learns from a call that another policy attends; the new tokens are written."""
+
+    def observe(self, call: Call) -> None:
+        """Bring the memory up to date with a call that another policy attends."""
+        self.write(call)
+        self.watch(call)
+        self.trim(call)
 
     @staticmethod
     def store(call: Call, name: str = "kv") -> Store:
