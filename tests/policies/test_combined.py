@@ -96,9 +96,10 @@ def test_two_tables_of_one_policy() -> None:
 def test_a_prompt_after_the_answer_is_read_by_the_prefill_policy() -> None:
     """Its memory has seen what was decoded."""
     first, second = small("duo_attention", 48), small("tova", 48)
-    together, before = Driver("prefill_decode", 48, prefill=first, decode=second), Driver("duo_attention", 48, **{
-        name: value for name, value in first.items() if name != "name"
-    })
+    together, before = (
+        Driver("prefill_decode", 48, prefill=first, decode=second),
+        Driver("duo_attention", 48, **{name: value for name, value in first.items() if name != "name"}),
+    )
     for tokens_fed in (20, 1, 1):
         together.feed(tokens_fed)
         before.feed(tokens_fed)
